@@ -1,0 +1,262 @@
+"""Finds plugins, keeps who registered what, and passes events on.
+
+A plugin that cannot be loaded becomes a record with an error, and the others still load; the error is fatal only when a
+suite asks for something that is not there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import logging
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Generic, TypeVar
+
+import pluggy
+
+from harness import hookspecs
+from harness.errors import HarnessError, PluginError, did_you_mean
+from harness.info import DatasetInfo, ExecutorInfo, Info, MetricInfo, ModelInfo, ThreatInfo
+
+ENTRY_POINT_GROUP = "harness"
+_BUILTIN = "harness.builtin"
+_log = logging.getLogger("harness")
+
+InfoT = TypeVar("InfoT", bound=Info)
+
+
+@dataclass
+class PluginRecord:
+    """One plugin: where it comes from, and what is wrong with it, if anything is."""
+
+    name: str
+    origin: str
+    error: str = ""
+
+
+@dataclass
+class Registry(Generic[InfoT]):
+    """What plugins registered of one kind, by name."""
+
+    kind: str
+    items: dict[str, InfoT] = field(default_factory=dict)
+    owners: dict[str, PluginRecord] = field(default_factory=dict)
+    conflicts: dict[str, str] = field(default_factory=dict)
+
+    def add(self, info: InfoT, owner: PluginRecord) -> None:
+        if info.name in self.owners:
+            first = self.owners[info.name]
+            self.conflicts[info.name] = (
+                f"{self.kind} '{info.name}' is claimed by plugin '{first.name}' ({first.origin}) and by plugin"
+                f" '{owner.name}' ({owner.origin}); block one with -p no:NAME"
+            )
+            self.items.pop(info.name, None)
+            return
+        self.owners[info.name] = owner
+        self.items[info.name] = info
+
+    def get(self, name: str) -> InfoT:
+        """The registered thing.
+
+        Raises:
+            PluginError: unknown (with the nearest known name), or claimed by two plugins.
+        """
+        if name in self.conflicts:
+            raise PluginError(self.conflicts[name])
+        if name not in self.items:
+            raise PluginError(f"'{name}' is not a {self.kind}{did_you_mean(name, self.items)} (see `harness plugins`)")
+        return self.items[name]
+
+    def __iter__(self) -> Iterator[InfoT]:
+        return iter(sorted(self.items.values(), key=lambda info: info.name))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.items
+
+
+class Host:
+    """The plugins of one process. Use `load_host`."""
+
+    def __init__(self) -> None:
+        self._manager = pluggy.PluginManager("harness")
+        self._manager.add_hookspecs(hookspecs)
+        self.plugins: list[PluginRecord] = []
+        self.models: Registry[ModelInfo] = Registry("model plugin")
+        self.threats: Registry[ThreatInfo] = Registry("threat")
+        self.datasets: Registry[DatasetInfo] = Registry("dataset")
+        self.metrics: Registry[MetricInfo] = Registry("metric")
+        self.executors: Registry[ExecutorInfo] = Registry("executor")
+
+    @property
+    def registries(self) -> tuple[Registry[Any], ...]:
+        return (self.models, self.threats, self.datasets, self.metrics, self.executors)
+
+    @property
+    def problems(self) -> list[str]:
+        """One line for each plugin that could not be used and each name claimed twice."""
+        broken = [f"plugin '{p.name}' ({p.origin}): {p.error}" for p in self.plugins if p.error]
+        return broken + [text for registry in self.registries for text in registry.conflicts.values()]
+
+    def add(self, plugin: object, record: PluginRecord) -> None:
+        """Register a loaded plugin; what is wrong with it goes into its record."""
+        self.plugins.append(record)
+        record.error = _version_problem(plugin) or self._hook_problem(plugin)
+        if record.error:
+            return
+        try:
+            self._manager.register(plugin, name=record.name)
+        except (pluggy.PluginValidationError, ValueError) as error:
+            record.error = _one_line(error)
+            self._forget(plugin)
+            return
+        self._collect(plugin, record)
+
+    def emit(self, hook: str, event: object) -> None:
+        """Tell every observer; what one raises is logged and goes no further."""
+        for implementation in getattr(self._manager.hook, hook).get_hookimpls():
+            try:
+                implementation.function(event)
+            except Exception:
+                _log.exception("plugin '%s' failed in %s", implementation.plugin_name, hook)
+
+    def observe(self, observer: object, name: str) -> None:
+        """Add an object of this process, such as a reporter, that implements observing hooks."""
+        self.add(observer, PluginRecord(name, type(observer).__module__))
+
+    def _collect(self, plugin: object, record: PluginRecord) -> None:
+        for registry, kind in (
+            (self.models, "models"),
+            (self.threats, "threats"),
+            (self.datasets, "datasets"),
+            (self.metrics, "metrics"),
+            (self.executors, "executors"),
+        ):
+            hook = getattr(plugin, f"register_{kind}", None)
+            if hook is None or not hasattr(hook, "harness_impl"):
+                continue
+            try:
+                hook(lambda info, registry=registry: registry.add(info, record))
+            except Exception as error:
+                record.error = f"register_{kind} failed: {_one_line(error)}"
+
+    def _hook_problem(self, plugin: object) -> str:
+        """A mistyped hook: an implementation of a name that is no hook."""
+        known = {name for name, value in vars(hookspecs).items() if hasattr(value, "harness_spec")}
+        for name, value in inspect.getmembers(plugin, callable):
+            marks = getattr(value, "harness_impl", None)
+            if isinstance(marks, dict) and name not in known and not marks.get("optionalhook"):
+                return f"'{name}' is not a hook{did_you_mean(name, known)}"
+        return ""
+
+    def _forget(self, plugin: object) -> None:
+        """pluggy keeps the name of a plugin whose validation failed; free it."""
+        if self._manager.is_registered(plugin):
+            self._manager.unregister(plugin)
+
+
+def load_host(plugins: Sequence[str] = (), *, entry_point_plugins: bool = True) -> Host:
+    """The host with the built-in plugin, every installed one, and those asked for.
+
+    Args:
+        plugins: as after `-p`: a module name, a path of a Python file, or ``no:NAME`` to block an installed plugin.
+        entry_point_plugins: load the installed plugins (group "harness").
+
+    Raises:
+        PluginError: a plugin named in `plugins` cannot be loaded, or ``no:NAME`` names nothing.
+    """
+    host = Host()
+    builtin = importlib.import_module(_BUILTIN)
+    host.add(builtin, PluginRecord("harness", "built in"))
+    blocked = {spec.removeprefix("no:") for spec in plugins if spec.startswith("no:")}
+    found = _installed() if entry_point_plugins else {}
+    unknown = sorted(blocked - found.keys())
+    if unknown and entry_point_plugins:
+        raise PluginError(f"-p no:{unknown[0]}: no installed plugin has this name{did_you_mean(unknown[0], found)}")
+    for name, points in sorted(found.items()):
+        if name not in blocked:
+            _add_installed(host, name, points)
+    for spec in plugins:
+        if not spec.startswith("no:"):
+            _add_named(host, spec)
+    return host
+
+
+def _installed() -> dict[str, list[EntryPoint]]:
+    found: dict[str, list[EntryPoint]] = {}
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        if point not in found.setdefault(point.name, []):
+            found[point.name].append(point)
+    return found
+
+
+def _add_installed(host: Host, name: str, points: list[EntryPoint]) -> None:
+    origins = [f"{p.value} of {p.dist.name} {p.dist.version}" if p.dist else p.value for p in points]
+    record = PluginRecord(name, origins[0])
+    if len({(p.value, p.dist.name if p.dist else "") for p in points}) > 1:
+        record.error = f"two installed packages claim this plugin name: {' and '.join(origins)}; uninstall one"
+        host.plugins.append(record)
+        return
+    try:
+        module = points[0].load()
+    except Exception as error:
+        record.error = f"cannot be imported: {_one_line(error)}"
+        host.plugins.append(record)
+        return
+    host.add(module, record)
+
+
+def _add_named(host: Host, spec: str) -> None:
+    is_file = spec.endswith(".py") or "/" in spec
+    try:
+        module = _module_from_file(Path(spec)) if is_file else importlib.import_module(spec)
+    except HarnessError:
+        raise
+    except Exception as error:
+        raise PluginError(f"-p {spec}: cannot be imported: {_one_line(error)}") from error
+    record = PluginRecord(Path(spec).stem if is_file else spec, str(Path(spec).resolve()) if is_file else spec)
+    host.add(module, record)
+    if record.error:
+        raise PluginError(f"-p {spec}: {record.error}")
+
+
+def _module_from_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise PluginError(f"-p {path}: no such file")
+    name = f"harness_file_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise PluginError(f"-p {path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _version_problem(plugin: object) -> str:
+    wanted = getattr(plugin, "HARNESS_API", hookspecs.API_VERSION)
+    if isinstance(wanted, int) and wanted <= hookspecs.API_VERSION:
+        return ""
+    return (
+        f"was written for hook version {wanted}, this harness has version {hookspecs.API_VERSION}; upgrade the harness"
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def infos(registries: Iterable[Registry[Any]]) -> Iterator[Info]:
+    """Everything registered, in the order kinds are listed."""
+    for registry in registries:
+        yield from registry

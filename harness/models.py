@@ -1,0 +1,165 @@
+"""Models as the host builds them and as a threat sees them: capabilities derived, evaluations counted per sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from harness.capabilities import DensityTag, with_derived
+from harness.errors import ModelError, ThreatError
+from harness.randomness import Draws, draws_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    import torch
+    from torch import Tensor
+
+    from harness.datasets import DatasetFacts
+
+Purpose = Literal["attack", "eval"]
+
+
+@dataclass(frozen=True)
+class ModelContext:
+    """What the host gives a model factory.
+
+    Attributes:
+        name: the model's name in the suite, for messages.
+        data: facts of the data the model will see (shape, classes, grey levels).
+        device: where the host will put the model ("cpu", "cuda:0"); building on the CPU is fine.
+        folder: folder of the suite file; relative paths in options start there.
+    """
+
+    name: str
+    data: DatasetFacts
+    device: str
+    folder: Path
+
+
+class ModelView:
+    """A model serving one batch: what a threat is given.
+
+    Every method takes the images and, unless they are the whole batch in its order, the `draws` of the samples they
+    belong to (``draws[still_standing]``). They key the randomness of a random model and book each evaluation to its
+    sample: `forwards` and `backwards` count them, int64 (B,).
+    """
+
+    def __init__(self, model: Any, capabilities: Iterable[str], ids: Tensor, seed: int, purpose: Purpose) -> None:
+        import torch
+
+        self._model = model
+        self._own = frozenset(capabilities)
+        self._streams = draws_for(ids, seed, "model", purpose)
+        self.capabilities = with_derived(self._own)
+        self.stochastic = bool(getattr(model, "stochastic", False))
+        self.forwards = torch.zeros(len(ids), dtype=torch.int64, device=ids.device)
+        self.backwards = torch.zeros_like(self.forwards)
+
+    @property
+    def num_classes(self) -> int:
+        return int(self._model.num_classes)
+
+    @property
+    def density_tag(self) -> DensityTag:
+        tag: DensityTag = self._model.density_tag
+        return tag
+
+    def logits(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        """(B, K) class scores; for a class density log prior + log p(x | y), the part shared by all classes removed."""
+        if "Classifier" in self._own:
+            return self._call("logits", x, draws, (x.shape[0], self.num_classes))
+        joint = self._joint(x, draws)
+        return joint - joint.logsumexp(dim=1, keepdim=True)
+
+    def log_prob(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        """(B,) log p(x), nats; for a class density the sum over classes."""
+        if "Density" in self._own:
+            return self._call("log_prob", x, draws, (x.shape[0],))
+        return self._joint(x, draws).logsumexp(dim=1)
+
+    def class_log_prob(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        """(B, K) log p(x | y), nats."""
+        return self._call("class_log_prob", x, draws, (x.shape[0], self.num_classes))
+
+    def ood_score(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        """(B,), higher is more out-of-distribution: the model's own score, else its maximum softmax probability.
+
+        The latter (Hendrycks & Gimpel 2017) is returned as log((1 - p) / p), which orders images as 1 - p does and
+        does not saturate.
+        """
+        if "Detector" in self._own:
+            return self._call("ood_score", x, draws, (x.shape[0],))
+        top, others = split_top(self.logits(x, draws).double())
+        return others.logsumexp(dim=1) - top
+
+    def input_gradient(self, objective: Tensor, x: Tensor) -> Tensor:
+        """Gradient of the sum of `objective` (B,) with respect to `x`.
+
+        Raises:
+            ThreatError: the objective does not depend differentiably on the input.
+        """
+        import torch
+
+        if not objective.requires_grad:
+            raise ThreatError(
+                "the model gives no gradient: its output is detached from its input (torch.no_grad() or detach() inside"
+                " the model?); a gradient attack cannot judge it"
+            )
+        (gradient,) = torch.autograd.grad(objective.sum(), x, allow_unused=True)
+        if gradient is None:
+            raise ThreatError("the model's output does not depend on its input: the graph is interrupted")
+        return gradient
+
+    def _joint(self, x: Tensor, draws: Draws | None) -> Tensor:
+        scores = self.class_log_prob(x, draws)
+        prior = getattr(self._model, "log_prior", None)
+        return scores if prior is None else scores + prior.to(scores)
+
+    def _call(self, method: str, x: Tensor, draws: Draws | None, shape: tuple[int, ...]) -> Tensor:
+        draws = self._own_streams(x, draws)
+        extra = {"draws": draws} if self.stochastic else {}
+        out: Tensor = getattr(self._model, method)(x, **extra)
+        if tuple(out.shape) != shape:
+            raise ModelError(f"{method}() returned shape {tuple(out.shape)} for {x.shape[0]} images, not {shape}")
+        ones = self.forwards.new_ones(1).expand(len(draws))
+        self.forwards.index_add_(0, draws.slots, ones)
+        if out.requires_grad and x.requires_grad:
+            out.register_hook(lambda _: self._count_backward(draws.slots, ones))  # type: ignore[no-untyped-call]
+        return out
+
+    def _count_backward(self, slots: Tensor, ones: Tensor) -> None:
+        self.backwards.index_add_(0, slots, ones)
+
+    def _own_streams(self, x: Tensor, draws: Draws | None) -> Draws:
+        """The model's streams for the samples behind `x`, at the draw number the threat asks for."""
+        if draws is None:
+            if x.shape[0] != len(self._streams):
+                raise ThreatError(
+                    f"the model was given {x.shape[0]} of the batch's {len(self._streams)} images without their draws:"
+                    " pass draws[index], so that the harness knows whose they are"
+                )
+            return self._streams
+        if len(draws) != x.shape[0]:
+            raise ThreatError(f"the model was given {x.shape[0]} images with the draws of {len(draws)} samples")
+        return Draws(self._streams.key, draws.ids, draws.slots, draws.draw)
+
+
+def split_top(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest logit (B,) and all logits with that one masked by -inf (B, K)."""
+    top, index = logits.max(dim=1)
+    return top, logits.scatter(1, index[:, None], float("-inf"))
+
+
+def prepare(model: Any, device: str) -> Any:
+    """Put a freshly built model on `device`, in eval mode, its parameters frozen: attacks need input gradients only.
+
+    An object that is no `torch.nn.Module` is moved if it has a method ``to``.
+    """
+    import torch
+
+    target: torch.device = torch.device(device)
+    if isinstance(model, torch.nn.Module):
+        return model.to(target).eval().requires_grad_(False)
+    return model.to(target) if hasattr(model, "to") else model

@@ -1,0 +1,73 @@
+"""Options of plugins: pydantic models that refuse unknown keys, and amounts written as the field does (8/255)."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+
+class Options(BaseModel):
+    """Base of every plugin's options: unknown keys are refused, values are frozen, field descriptions are the help."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+def option(default: Any = ..., *, help: str, unit: str = "", **constraints: Any) -> Any:  # noqa: A002
+    """A field of an `Options` class: `help` is one line, `unit` the unit of a number, the rest as in pydantic's Field."""
+    extra: dict[str, Any] | None = {"unit": unit} if unit else None
+    if "default_factory" in constraints:
+        return Field(description=help, json_schema_extra=extra, **constraints)
+    return Field(default, description=help, json_schema_extra=extra, **constraints)
+
+
+class Amount(float):
+    """A number that remembers how it was written: ``Amount("8/255")`` is 0.0313..., shown and hashed as ``8/255``."""
+
+    text: str
+
+    def __new__(cls, value: float | str) -> Amount:
+        if isinstance(value, Amount):
+            return value
+        number = float(Fraction(value.replace(" ", ""))) if isinstance(value, str) else float(value)
+        if not math.isfinite(number):
+            raise ValueError("not finite")
+        self = super().__new__(cls, number)
+        self.text = value.replace(" ", "") if isinstance(value, str) else f"{number:g}"
+        if float(Fraction(self.text)) != number:
+            self.text = repr(number)
+        return self
+
+    def __reduce__(self) -> tuple[type[Amount], tuple[str]]:
+        return Amount, (self.text,)
+
+    def __repr__(self) -> str:
+        return self.text
+
+    __str__ = __repr__
+
+    @classmethod
+    def _validate(cls, value: Any) -> Amount:
+        if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+            try:
+                return cls(value)
+            except (ValueError, ZeroDivisionError, OverflowError):
+                pass  # falls through to the one message that covers every wrong value
+        raise PydanticCustomError(
+            "amount", '{value} is not a number or a fraction such as "8/255"', {"value": repr(value)}
+        )
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            cls._validate,
+            serialization=core_schema.plain_serializer_function_ser_schema(lambda amount: amount.text),
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"anyOf": [{"type": "number"}, {"type": "string", "pattern": r"^\s*[0-9.eE+-]+\s*(/\s*[0-9]+)?\s*$"}]}
