@@ -42,7 +42,7 @@ class GateRule(Options):
 
     metric: str = option(help="metric, such as robust_accuracy; auroc means every variant, auroc[uniform] one of them")
     select: GateSelect = option(GateSelect(), help="cells the rule is about; every cell with the metric by default")
-    max_drop: float | None = option(None, help="noninferior: largest loss allowed", unit="of the metric", ge=0)
+    max_drop: float | None = option(None, help="largest loss that may go unnoticed", unit="of the metric", gt=0)
     tolerance: float | None = option(None, help="detect: losses up to this never fail", unit="of the metric", ge=0)
     floor: float | None = option(
         None,
@@ -55,14 +55,15 @@ class GateRule(Options):
 class GateOptions(Options):
     """How a candidate is judged against its baseline.
 
-    `detect` fails on a regression that is significant over the whole suite and larger than `tolerance`; `noninferior`
-    passes when every cell shows that it lost less than `max_drop`. Without rules, clean and robust accuracy of every
-    model are judged.
+    `detect` fails on a regression that is significant over the whole suite and larger than `tolerance`, and is
+    inconclusive where even two runs without any difference would be too small to exclude a loss of `max_drop`.
+    `noninferior` passes when every cell shows that it lost less than `max_drop`. Without rules, clean and robust
+    accuracy of every model are judged.
     """
 
     mode: GateMode = option("detect", help="detect: fail on a shown regression; noninferior: pass on a shown non-loss")
     alpha: float = option(0.05, help="chance of a wrong verdict that is accepted", gt=0, lt=0.5)
-    max_drop: float = option(0.01, help="noninferior: largest loss allowed", unit="of the metric", ge=0)
+    max_drop: float = option(0.01, help="largest loss that may go unnoticed", unit="of the metric", gt=0)
     tolerance: float = option(0.01, help="detect: losses up to this never fail", unit="of the metric", ge=0)
     correction: Literal["holm", "none"] = option("holm", help="detect: correction for many comparisons over the suite")
     rules: tuple[GateRule, ...] = Field(default=(), description="what is judged")
