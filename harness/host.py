@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import inspect
 import logging
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from harness.info import DatasetInfo, ExecutorInfo, Info, MetricInfo, ModelInfo,
 
 ENTRY_POINT_GROUP = "harness"
 _BUILTIN = "harness.builtin"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _log = logging.getLogger("harness")
 
 InfoT = TypeVar("InfoT", bound=Info)
@@ -48,8 +50,10 @@ class Registry(Generic[InfoT]):
     items: dict[str, InfoT] = field(default_factory=dict)
     owners: dict[str, PluginRecord] = field(default_factory=dict)
     conflicts: dict[str, str] = field(default_factory=dict)
+    plugins: Sequence[PluginRecord] = ()  # all plugins of the host: a broken one may be why a name is missing
 
     def add(self, info: InfoT, owner: PluginRecord) -> None:
+        """Keep `info`, or record that two plugins claim its name, which makes the name unusable."""
         if info.name in self.owners:
             first = self.owners[info.name]
             self.conflicts[info.name] = (
@@ -70,7 +74,11 @@ class Registry(Generic[InfoT]):
         if name in self.conflicts:
             raise PluginError(self.conflicts[name])
         if name not in self.items:
-            raise PluginError(f"'{name}' is not a {self.kind}{did_you_mean(name, self.items)} (see `harness plugins`)")
+            broken = [f"plugin '{p.name}' ({p.origin}): {p.error}" for p in self.plugins if p.error]
+            cause = f"; not loaded: {'; '.join(broken)}" if broken else ""
+            raise PluginError(
+                f"'{name}' is not a {self.kind}{did_you_mean(name, self.items)} (see `harness plugins`){cause}"
+            )
         return self.items[name]
 
     def __iter__(self) -> Iterator[InfoT]:
@@ -92,6 +100,8 @@ class Host:
         self.datasets: Registry[DatasetInfo] = Registry("dataset")
         self.metrics: Registry[MetricInfo] = Registry("metric")
         self.executors: Registry[ExecutorInfo] = Registry("executor")
+        for registry in self.registries:
+            registry.plugins = self.plugins
 
     @property
     def registries(self) -> tuple[Registry[Any], ...]:
@@ -104,60 +114,76 @@ class Host:
         return broken + [text for registry in self.registries for text in registry.conflicts.values()]
 
     def add(self, plugin: object, record: PluginRecord) -> None:
-        """Register a loaded plugin; what is wrong with it goes into its record."""
+        """Register a loaded plugin, whole or not at all; what is wrong with it goes into its record."""
+        taken = [p for p in self.plugins if p.name == record.name and not p.error]
         self.plugins.append(record)
-        record.error = _version_problem(plugin) or self._hook_problem(plugin)
+        if taken:
+            record.error = (
+                f"its name '{record.name}' is taken by the plugin of {taken[0].origin}; rename it or block one"
+            )
+            return
+        record.error = _version_problem(plugin) or _hook_problem(plugin)
         if record.error:
             return
         try:
             self._manager.register(plugin, name=record.name)
         except (pluggy.PluginValidationError, ValueError) as error:
             record.error = _one_line(error)
-            self._forget(plugin)
-            return
-        self._collect(plugin, record)
+        else:
+            self._collect(plugin, record)
+        if record.error and self._manager.is_registered(plugin):
+            self._manager.unregister(plugin)
+
+    def loaded(self, plugin: object) -> bool:
+        """Whether this very module or object is one of the plugins."""
+        return self._manager.is_registered(plugin)
 
     def emit(self, hook: str, event: object) -> None:
         """Tell every observer; what one raises is logged and goes no further."""
-        for implementation in getattr(self._manager.hook, hook).get_hookimpls():
+        for implementation in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
             try:
-                implementation.function(event)
+                implementation.function(*(event for _ in implementation.argnames))
             except Exception:
                 _log.exception("plugin '%s' failed in %s", implementation.plugin_name, hook)
 
     def observe(self, observer: object, name: str) -> None:
-        """Add an object of this process, such as a reporter, that implements observing hooks."""
-        self.add(observer, PluginRecord(name, type(observer).__module__))
+        """Add an object of this process, such as a reporter, that implements observing hooks.
+
+        Raises:
+            PluginError: it cannot be added: a mistyped hook, or a name that another plugin has.
+        """
+        record = PluginRecord(name, type(observer).__module__)
+        self.add(observer, record)
+        if record.error:
+            raise PluginError(f"observer '{name}' ({record.origin}): {record.error}")
 
     def _collect(self, plugin: object, record: PluginRecord) -> None:
-        for registry, kind in (
-            (self.models, "models"),
-            (self.threats, "threats"),
-            (self.datasets, "datasets"),
-            (self.metrics, "metrics"),
-            (self.executors, "executors"),
+        """Ask a plugin for what it registers; nothing of it is kept when a part is wrong."""
+        found: list[tuple[Registry[Any], Info]] = []
+        for hook, registry, kind in (
+            ("register_models", self.models, ModelInfo),
+            ("register_threats", self.threats, ThreatInfo),
+            ("register_datasets", self.datasets, DatasetInfo),
+            ("register_metrics", self.metrics, MetricInfo),
+            ("register_executors", self.executors, ExecutorInfo),
         ):
-            hook = getattr(plugin, f"register_{kind}", None)
-            if hook is None or not hasattr(hook, "harness_impl"):
-                continue
-            try:
-                hook(lambda info, registry=registry: registry.add(info, record))
-            except Exception as error:
-                record.error = f"register_{kind} failed: {_one_line(error)}"
-
-    def _hook_problem(self, plugin: object) -> str:
-        """A mistyped hook: an implementation of a name that is no hook."""
-        known = {name for name, value in vars(hookspecs).items() if hasattr(value, "harness_spec")}
-        for name, value in inspect.getmembers(plugin, callable):
-            marks = getattr(value, "harness_impl", None)
-            if isinstance(marks, dict) and name not in known and not marks.get("optionalhook"):
-                return f"'{name}' is not a hook{did_you_mean(name, known)}"
-        return ""
-
-    def _forget(self, plugin: object) -> None:
-        """pluggy keeps the name of a plugin whose validation failed; free it."""
-        if self._manager.is_registered(plugin):
-            self._manager.unregister(plugin)
+            for implementation in getattr(self._manager.hook, hook).get_hookimpls():
+                if implementation.plugin is not plugin:
+                    continue
+                given: list[Info] = []
+                try:
+                    implementation.function(given.append)
+                except Exception as error:
+                    record.error = f"{hook} failed: {_one_line(error)}"
+                    return
+                for info in given:
+                    record.error = _info_problem(info, kind)
+                    if record.error:
+                        record.error = f"{hook}: {record.error}"
+                        return
+                    found.append((registry, info))
+        for owner, info in found:
+            owner.add(info, record)
 
 
 def load_host(plugins: Sequence[str] = (), *, entry_point_plugins: bool = True) -> Host:
@@ -204,7 +230,7 @@ def _add_installed(host: Host, name: str, points: list[EntryPoint]) -> None:
         return
     try:
         module = points[0].load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         record.error = f"cannot be imported: {_one_line(error)}"
         host.plugins.append(record)
         return
@@ -217,8 +243,10 @@ def _add_named(host: Host, spec: str) -> None:
         module = _module_from_file(Path(spec)) if is_file else importlib.import_module(spec)
     except HarnessError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginError(f"-p {spec}: cannot be imported: {_one_line(error)}") from error
+    if host.loaded(module):
+        return
     record = PluginRecord(Path(spec).stem if is_file else spec, str(Path(spec).resolve()) if is_file else spec)
     host.add(module, record)
     if record.error:
@@ -249,6 +277,33 @@ def _version_problem(plugin: object) -> str:
     return (
         f"was written for hook version {wanted}, this harness has version {hookspecs.API_VERSION}; upgrade the harness"
     )
+
+
+def _hook_problem(plugin: object) -> str:
+    """A mistyped hook (an implementation of a name that is no hook), or a hook without its mark."""
+    known = {name for name, value in vars(hookspecs).items() if hasattr(value, "harness_spec")}
+    implemented = 0
+    for name, value in inspect.getmembers(plugin, callable):
+        marks = getattr(value, "harness_impl", None)
+        if isinstance(marks, dict):
+            implemented += 1
+            hook = marks.get("specname") or name
+            if hook not in known and not marks.get("optionalhook"):
+                return f"'{hook}' is not a hook{did_you_mean(hook, known)}"
+            if marks.get("hookwrapper") or marks.get("wrapper"):
+                return f"'{name}' is a hook wrapper; the harness calls plain hooks only"
+        elif name in known and inspect.isroutine(value):
+            return f"'{name}' has the name of a hook but lacks the decorator: put @harness.hookimpl above it"
+    return "" if implemented else "implements no hook; see docs/writing-a-plugin.md"
+
+
+def _info_problem(info: object, kind: type[Info]) -> str:
+    """Why what a plugin registered cannot be used."""
+    if not isinstance(info, kind):
+        return f"expected a {kind.__name__}, got {info!r:.80}"
+    if not _NAME.fullmatch(info.name):
+        return f"'{info.name}' is not a name: letters, digits and - _ . only, since it becomes part of cell ids"
+    return ""
 
 
 def _one_line(error: BaseException) -> str:
