@@ -66,6 +66,11 @@ class ModelView:
         tag: DensityTag = self._model.density_tag
         return tag
 
+    @property
+    def ood_score_name(self) -> str:
+        """Which score `ood_score` is: "own", or "max-softmax" for a classifier without one."""
+        return "own" if "Detector" in self._own else "max-softmax"
+
     def logits(self, x: Tensor, draws: Draws | None = None) -> Tensor:
         """(B, K) class scores; for a class density log prior + log p(x | y), the part shared by all classes removed."""
         if "Classifier" in self._own:

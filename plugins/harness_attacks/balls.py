@@ -1,0 +1,125 @@
+"""The sets that attacks move in: the ball of a norm around each image, cut with the box [0, 1]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from harness.randomness import Draws
+
+    Index = Tensor | slice | Sequence[int]
+
+# A step in l2 lands this much inside the ball, relatively, so that rounding the image to float32 cannot leave it.
+_INSIDE = 1 - 1e-6
+
+
+class Ball(Protocol):
+    """Balls of one radius around n images, one each. Indexes and masks like a tensor."""
+
+    @property
+    def centre(self) -> Tensor: ...
+
+    def __getitem__(self, index: Index) -> Ball: ...
+
+    def start(self, draws: Draws) -> Tensor:
+        """Points drawn uniformly from the balls, then clipped to the box: (n, C, H, W)."""
+        ...
+
+    def step_(self, x: Tensor, gradient: Tensor, size: float) -> None:
+        """Move `x` in place: steepest ascent of length `size` in the norm, then back into ball and box.
+
+        `gradient` is finite, and is overwritten. Where it is zero the image stays.
+        """
+        ...
+
+
+def balls_around(x: Tensor, norm: Literal["linf", "l2"], eps: float) -> Ball:
+    """The balls of radius `eps` around images `x` (n, C, H, W) in [0, 1]."""
+    if norm == "l2":
+        return L2Ball(x, eps)
+    lower, upper = _bounds(x, eps)
+    return LinfBall(x, lower, upper, eps)
+
+
+@dataclass(frozen=True)
+class LinfBall:
+    """Boxes: every pixel within eps of the image's and in [0, 1]."""
+
+    centre: Tensor
+    lower: Tensor
+    upper: Tensor
+    eps: float
+
+    def __getitem__(self, index: Index) -> LinfBall:
+        return LinfBall(self.centre[index], self.lower[index], self.upper[index], self.eps)
+
+    def start(self, draws: Draws) -> Tensor:
+        noise = draws.uniform("start", 0, self.centre.shape[1:])
+        return noise.mul_(2).sub_(1).mul_(self.eps).add_(self.centre).clamp_(self.lower, self.upper)
+
+    def step_(self, x: Tensor, gradient: Tensor, size: float) -> None:
+        x.add_(gradient.sign_(), alpha=size).clamp_(self.lower, self.upper)
+
+
+@dataclass(frozen=True)
+class L2Ball:
+    """Euclidean balls, over all entries of an image."""
+
+    centre: Tensor
+    eps: float
+
+    def __getitem__(self, index: Index) -> L2Ball:
+        return L2Ball(self.centre[index], self.eps)
+
+    def start(self, draws: Draws) -> Tensor:
+        direction = draws.normal("start", 0, self.centre.shape[1:])
+        # A uniform point of a D-ball has radius eps * U^(1/D).
+        radius = draws.uniform("radius", 0, ()).double().pow(1.0 / direction[0].numel()).mul(self.eps)
+        scale = (radius / lengths(direction)).to(direction.dtype)
+        x = direction.mul_(scale[:, None, None, None]).add_(self.centre)
+        return self._project_(x)
+
+    def step_(self, x: Tensor, gradient: Tensor, size: float) -> None:
+        # Divided by its largest entry first: the square of a gradient of 1e-30 is no float32.
+        gradient.div_(peaks(gradient).clamp_min_(1e-38)[:, None, None, None])
+        scale = size / lengths(gradient).clamp_min_(0.5)
+        x.add_(gradient.mul_(scale[:, None, None, None]))
+        self._project_(x)
+
+    def _project_(self, x: Tensor) -> Tensor:
+        """Scale the perturbation back onto the sphere where it is longer than eps; then clip, which shortens it."""
+        x.sub_(self.centre)
+        scale = (self.eps * _INSIDE / lengths(x).clamp_min_(1e-38)).clamp_max_(1.0)
+        return x.mul_(scale[:, None, None, None]).add_(self.centre).clamp_(0.0, 1.0)
+
+
+def lengths(x: Tensor) -> Tensor:
+    """Euclidean norm of each sample, (n,)."""
+    import torch
+
+    norms: Tensor = torch.linalg.vector_norm(x, dim=(1, 2, 3))
+    return norms
+
+
+def peaks(x: Tensor) -> Tensor:
+    """Largest absolute entry of each sample, (n,); not finite where an entry is not."""
+    import torch
+
+    norms: Tensor = torch.linalg.vector_norm(x, ord=float("inf"), dim=(1, 2, 3))
+    return norms
+
+
+def _bounds(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The float32 numbers nearest to x - eps and x + eps that are within eps of x, cut at 0 and 1."""
+    import torch
+
+    exact = x.double()
+    lower, upper = (exact - eps).to(x.dtype), (exact + eps).to(x.dtype)
+    lower = torch.where(exact - lower.double() > eps, torch.nextafter(lower, x), lower)
+    upper = torch.where(upper.double() - exact > eps, torch.nextafter(upper, x), upper)
+    return lower.clamp_min_(0.0), upper.clamp_max_(1.0)

@@ -1,0 +1,82 @@
+"""Options of the attacks, with the checks that catch a budget in the wrong unit."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ValidationInfo, WithJsonSchema, field_validator
+from pydantic.functional_validators import PlainValidator
+from pydantic_core import PydanticCustomError
+
+from harness.options import Amount, Options, option
+
+Target = int | Literal["random", "least-likely"] | None
+_TARGET_SCHEMA = {
+    "anyOf": [{"enum": ["random", "least-likely"]}, {"type": "integer", "minimum": 0}, {"type": "null"}],
+    "default": None,
+}
+
+
+def problem(text: str) -> PydanticCustomError:
+    """A refusal whose message is `text`, one line."""
+    return PydanticCustomError("option", "{text}", {"text": text})
+
+
+def _target(value: Any) -> Target:
+    if value is None or value in ("random", "least-likely"):
+        return value  # type: ignore[no-any-return]
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    raise problem(f'{value!r} is not a target: expected "random", "least-likely" or the index of a class')
+
+
+class PGDOptions(Options):
+    """Options of `pgd`."""
+
+    norm: Literal["linf", "l2"] = option("linf", help="norm of the perturbation, over all entries of an image")
+    eps: Amount = option(help="largest norm of the perturbation; 0 leaves the images alone", unit="[0, 1] pixel values")
+    steps: int = option(40, help="gradient steps in each restart", ge=1)
+    step_size: Amount | None = option(
+        None, help="norm of one step; 2.5 * eps / steps unless given", unit="[0, 1] pixel values"
+    )
+    random_start: bool = option(True, help="start uniformly in the ball, not at the image")
+    restarts: int = option(1, help="runs from a fresh random start, for the samples still standing", ge=1)
+    loss: Literal["cross-entropy", "margin"] = option(
+        "cross-entropy", help="what a step increases: cross-entropy, or the best other logit minus the label's"
+    )
+    target: Annotated[Target, PlainValidator(_target), WithJsonSchema(_TARGET_SCHEMA)] = option(
+        None, help='class to reach: "random" (one wrong class a sample), "least-likely", a class index; none: any wrong'
+    )
+    early_stop: bool = option(True, help="a sample leaves the batch once the attack has succeeded on it")
+
+    @field_validator("eps")
+    @classmethod
+    def _eps_in_range(cls, eps: Amount, info: ValidationInfo) -> Amount:
+        if eps < 0:
+            raise problem(f"{eps} is negative: a budget is 0 or more")
+        if eps > 1 and info.data.get("norm") == "linf":
+            raise problem(f"{eps} is more than the whole range [0, 1] of a pixel{in_255ths(eps)}")
+        return eps
+
+    @field_validator("step_size")
+    @classmethod
+    def _step_size_in_range(cls, size: Amount | None, info: ValidationInfo) -> Amount | None:
+        if size is None:
+            return None
+        if size <= 0:
+            raise problem(f"{size} is not positive: a step must have a length")
+        if size > 1 and info.data.get("norm") == "linf":
+            raise problem(f"{size} is more than the whole range [0, 1] of a pixel{in_255ths(size)}")
+        return size
+
+    @field_validator("restarts")
+    @classmethod
+    def _restarts_differ(cls, restarts: int, info: ValidationInfo) -> int:
+        if restarts > 1 and info.data.get("random_start") is False:
+            raise problem(f"{restarts} restarts without random_start would all be the same: set random_start = true")
+        return restarts
+
+
+def in_255ths(amount: Amount) -> str:
+    """The question that a budget written on the scale 0 to 255 calls for, or nothing."""
+    return f'; did you mean "{amount}/255"?' if 1 < amount <= 255 and "/" not in str(amount) else ""
