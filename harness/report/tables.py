@@ -1,0 +1,106 @@
+"""The table of a run's results, as `harness run` ends with and `harness report` prints again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from harness.report.wording import audit_state, failing_checks, heading, headline_metrics, interval, visible
+
+_NAME_LIMIT = 200
+_METRICS_A_CELL = 6
+_AUDIT_STYLE = {"reliable": "green", "UNRELIABLE": "bold red", "failed": "bold red", "skipped": "yellow"}
+
+
+def results_table(results: Mapping[str, Any]) -> Table:
+    """One row for each cell, with a further line for each further number that its other numbers do not tell.
+
+    Args:
+        results: what results.json holds.
+    """
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold", show_edge=False)
+    table.add_column("model", overflow="fold", max_width=20)
+    table.add_column("threat", overflow="fold", max_width=36)
+    table.add_column("n", justify="right", no_wrap=True)
+    table.add_column("metric", overflow="fold", max_width=19)
+    table.add_column("value [interval]", no_wrap=True)
+    table.add_column("audit", no_wrap=True)
+    model = None
+    cells = results.get("cells") or []
+    several = len({cell.get("dataset") for cell in cells}) > 1
+    for cell in cells:
+        for row in _cell_rows(cell, several, repeated=cell.get("model") == model):
+            table.add_row(*row)
+        model = cell.get("model")
+    return table
+
+
+def _cell_rows(cell: Mapping[str, Any], several_datasets: bool, *, repeated: bool) -> Iterator[Sequence[Text]]:
+    threat = str(cell.get("threat", ""))
+    if several_datasets:
+        threat += f" on {cell.get('dataset', '')}"
+    status = cell.get("status", "ok")
+    state = audit_state(cell) if status == "ok" else status
+    first = [
+        Text("" if repeated else visible(cell.get("model", ""), _NAME_LIMIT)),
+        Text(visible(threat, _NAME_LIMIT)),
+        Text("" if cell.get("n") is None else str(cell["n"])),
+    ]
+    metrics = cell.get("metrics") or {}
+    names = headline_metrics(metrics) if status == "ok" else []
+    numbers = [[Text(heading(n)), Text(interval(n, metrics[n]))] for n in names[:_METRICS_A_CELL]]
+    if len(names) > _METRICS_A_CELL:
+        numbers.append([Text(f"and {len(names) - _METRICS_A_CELL} more"), Text("")])
+    last = Text(state, style=_AUDIT_STYLE.get(state, ""))
+    yield [*first, *(numbers[0] if numbers else [Text(""), Text("")]), last]
+    for number in numbers[1:]:
+        yield [Text(""), Text(""), Text(""), *number, Text("")]
+
+
+def results_view(results: Mapping[str, Any]) -> RenderableType:
+    """The table, followed by failed cells, what makes a number unreliable, and the numbers over several cells."""
+    parts: list[RenderableType] = [results_table(results)]
+    cells = results.get("cells") or []
+    for status, style in (("failed", "red"), ("skipped", "yellow")):
+        those = [cell for cell in cells if cell.get("status") == status]
+        parts += _block(status, style, [(c["id"], c.get("error") or "no reason given") for c in those])
+    unreliable = [cell for cell in cells if cell.get("reliable") is False]
+    parts += _block("unreliable", "red", [(c["id"], "; ".join(failing_checks(c))) for c in unreliable])
+    parts += _block("undefined", "yellow", [entry for cell in cells for entry in _undefined(cell)])
+    summaries = results.get("summaries") or []
+    if summaries:
+        parts += [Text(""), Text("over several cells", style="bold"), _summary_table(summaries)]
+    parts += [Text(""), Text("Accuracies, rates and AUROC in %; intervals in brackets.", style="dim")]
+    return Group(*parts)
+
+
+def _undefined(cell: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    metrics = cell.get("metrics") or {}
+    for name in headline_metrics(metrics):
+        if metrics[name].get("value") is None:
+            yield f"{heading(name)} of {cell['id']}", metrics[name].get("reason") or "no reason given"
+
+
+def _block(title: str, style: str, entries: Sequence[tuple[str, str]]) -> list[RenderableType]:
+    if not entries:
+        return []
+    lines: list[RenderableType] = [Text(""), Text(title, style=f"bold {style}")]
+    for subject, reason in entries:
+        lines.append(Text(f"  {visible(subject, _NAME_LIMIT)}: {visible(reason)}"))
+    return lines
+
+
+def _summary_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
+    for summary in summaries:
+        table.add_row(
+            Text(visible(summary.get("subject", ""), _NAME_LIMIT)),
+            Text(heading(summary["metric"])),
+            Text(interval(summary["metric"], summary)),
+            Text(f"of {len(summary.get('cells') or [])} cells", style="dim"),
+        )
+    return table

@@ -1,0 +1,96 @@
+"""How names and numbers are written in reports: no control characters, one form for a value with its interval."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+_HEADINGS = {
+    "auroc": "AUROC",
+    "aupr": "AUPR",
+    "fid": "FID",
+    "bits_per_dim": "bits/dim",
+    "fpr_ood_at_95_tpr_id": "FPR@95TPR",
+}
+_PERCENT = re.compile(r"(^|_)(accuracy|rate|auroc|aupr|fpr|tpr|calibration_error|corruption_error)(_|$)")
+# Said by another number of the same cell: kept for the page, left out of a table that must fit a terminal.
+_SECONDARY = re.compile(r"attack_success_rate|(linf|l0|l1|l2)_\w+|fpr_\w+|aupr\w*")
+_SAYS_MORE_THAN_CLEAN = ("robust_accuracy", "auroc")
+_INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+
+
+def visible(text: object, limit: int = 0) -> str:
+    """`text` on one line with control, format and bidirectional characters spelled out (``\\x1b``, ``\\u202e``).
+
+    With a `limit`, what is longer ends in an ellipsis.
+    """
+    raw = str(text)
+    if limit and len(raw) > limit:
+        raw = raw[: limit - 1] + "…"
+    if raw.isascii() and raw.isprintable():
+        return raw
+    return "".join(_spelled(c) if unicodedata.category(c) in _INVISIBLE else c for c in raw)
+
+
+def _spelled(character: str) -> str:
+    return " " if character in "\n\t" else ascii(character)[1:-1]
+
+
+def split_metric(name: str) -> tuple[str, str]:
+    """A metric's name and its variant: ``auroc[uniform]`` is ``("auroc", "uniform")``."""
+    base, bracket, rest = name.partition("[")
+    return (base, rest.removesuffix("]")) if bracket else (name, "")
+
+
+def heading(name: str) -> str:
+    """A metric as the field writes it: ``robust_accuracy`` is "robust accuracy", ``auroc[uniform]`` "AUROC uniform"."""
+    base, variant = split_metric(name)
+    words = _HEADINGS.get(base) or base.replace("_", " ")
+    return visible(f"{words} {variant}".strip())
+
+
+def is_percentage(name: str) -> bool:
+    """Whether a metric is a share, which reports show in per cent."""
+    return bool(_PERCENT.search(split_metric(name)[0]))
+
+
+def interval(name: str, estimate: Mapping[str, Any]) -> str:
+    """An estimate as ``97.2 [94.9, 98.7]`` (per cent for shares), or "undefined"."""
+    if estimate.get("value") is None:
+        return "undefined"
+    value, low, high = (_number(name, estimate.get(key)) for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def _number(name: str, value: float | None) -> str:
+    if value is None:
+        return "?"
+    return f"{100 * value:.1f}" if is_percentage(name) else f"{value:.4g}"
+
+
+def headline_metrics(names: Iterable[str]) -> list[str]:
+    """The metrics of a cell that a terminal table shows: those that no other one of the cell already tells."""
+    names = list(names)
+    attacked = any(split_metric(name)[0] in _SAYS_MORE_THAN_CLEAN for name in names)
+    primary = [
+        name
+        for name in names
+        if not _SECONDARY.fullmatch(split_metric(name)[0]) and not (attacked and name == "clean_accuracy")
+    ]
+    return sorted(primary or names, key=lambda name: name != "clean_accuracy")
+
+
+def failing_checks(cell: Mapping[str, Any]) -> list[str]:
+    """What the audit holds against a cell's number, one sentence a check."""
+    return [
+        visible(entry.get("message") or entry.get("check", "")) for entry in cell.get("audit") or [] if not entry["ok"]
+    ]
+
+
+def audit_state(cell: Mapping[str, Any]) -> str:
+    """ "reliable", "UNRELIABLE", or empty for a cell that has no audit."""
+    if cell.get("reliable") is False:
+        return "UNRELIABLE"
+    return "reliable" if cell.get("audit") else ""
