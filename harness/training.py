@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,9 +49,14 @@ class FitSession:
             return None
         tensors, header = checkpoints.load(self.state_path)
         state = header.pop("state", None)
-        return (tensors, state) if state is not None and header == dict(self.header) else None
+        return (tensors, state) if state is not None and header == _as_json(self.header) else None
 
     def finish(self, tensors: Mapping[str, Tensor], **results: Any) -> None:
         """Write the final checkpoint, with `results` (such as the last loss) in its header."""
         checkpoints.save(self.out, tensors, {**self.header, "results": results})
         self.state_path.unlink(missing_ok=True)
+
+
+def _as_json(header: Mapping[str, Any]) -> Any:
+    """A header as it comes back from a file: tuples are lists."""
+    return json.loads(json.dumps(dict(header)))
