@@ -8,10 +8,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-
-from harness.datasets import DatasetContext, DatasetSlice
 from harness_datasets import digits
 from harness_datasets.digits import Digits, DigitsOptions
+
+from harness.datasets import DatasetContext, DatasetSlice
 
 
 def test_equal_to_load_digits() -> None:
@@ -33,7 +33,7 @@ def test_without_the_shipped_file_scikit_learn_is_asked(monkeypatch: pytest.Monk
 
 def test_scikit_learn_is_not_imported() -> None:
     code = (
-        "import sys; from harness_datasets.digits import Digits, DigitsOptions; d = Digits(DigitsOptions()); d.labels();"
+        "import sys; from harness_datasets.digits import Digits, DigitsOptions; Digits(DigitsOptions()).labels();"
         " sys.exit(any(name in sys.modules for name in ('sklearn', 'torch')))"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
