@@ -1,3 +1,34 @@
-"""What the harness itself registers, as any plugin would: metrics and executors."""
+"""What the harness itself registers, as any plugin would: executors and metrics."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+
+from harness.hookspecs import hookimpl
+from harness.info import ExecutorInfo, MetricInfo
+
+
+@hookimpl
+def register_executors(register: Callable[[ExecutorInfo], None]) -> None:
+    register(
+        ExecutorInfo(
+            name="inline",
+            summary="one shard after the other in this process",
+            factory="harness.executors.inline:InlineExecutor",
+        )
+    )
+    register(
+        ExecutorInfo(
+            name="processes",
+            summary="worker processes on this machine, one torch thread each",
+            factory="harness.executors.processes:ProcessesExecutor",
+        )
+    )
+
+
+@hookimpl
+def register_metrics(register: Callable[[MetricInfo], None]) -> None:
+    from harness.metrics.registered import METRICS
+
+    for info in METRICS:
+        register(info)

@@ -18,7 +18,7 @@ class Options(BaseModel):
 
 
 def option(default: Any = ..., *, help: str, unit: str = "", **constraints: Any) -> Any:  # noqa: A002
-    """A field of an `Options` class: `help` is one line, `unit` the unit of a number, the rest as in pydantic's Field."""
+    """A field of an `Options` class: `help` in one line, `unit` of a number, constraints as in pydantic's Field."""
     extra: dict[str, Any] | None = {"unit": unit} if unit else None
     if "default_factory" in constraints:
         return Field(description=help, json_schema_extra=extra, **constraints)

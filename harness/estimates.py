@@ -1,0 +1,117 @@
+"""Rows -> estimates and audit: what results.json says of a cell, and of several together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from harness import audit
+from harness.checkpoints import write_atomically
+from harness.errors import HarnessError
+from harness.host import Host
+from harness.info import MetricInfo, resolve
+from harness.loading import code_version, digest_of
+from harness.metrics import CellRows, GroupMetric, Metric
+from harness.store import CellManifest, RowReader
+
+
+class Estimator:
+    """Makes estimates from the rows of a run's cells; what was made before from the same rows is read back."""
+
+    def __init__(self, reader: RowReader, host: Host, level: float) -> None:
+        self._reader = reader
+        self._level = level
+        self._cell_metrics = [info for info in host.metrics if info.scope == "cell"]
+        self._group_metrics = [info for info in host.metrics if info.scope == "group"]
+        modules = sorted({_module(info) for info in host.metrics} | {"harness.audit"})
+        self._version = digest_of([level, [i.name for i in host.metrics], [code_version(m) for m in modules]])
+
+    def cell(self, cell: CellManifest) -> dict[str, Any]:
+        """Metrics, audit and reliability of a complete cell, as results.json lists them.
+
+        Raises:
+            HarnessError: a metric failed; names the metric.
+        """
+        smaller = self._reader.smaller_budgets(cell.id)
+        digests = [cell.digest, *(self._reader.cells[c].digest for c in smaller)]
+        return self._remembered(["cell", *digests], lambda: self._estimate(cell, smaller))
+
+    def summaries(self, cells: Sequence[CellManifest]) -> list[dict[str, Any]]:
+        """The group metrics over all complete cells."""
+        key = ["group", *sorted((c.digest, c.id) for c in cells)]
+        return self._remembered(key, lambda: {"summaries": self._summarise(cells)})["summaries"]  # type: ignore[no-any-return]
+
+    def _estimate(self, cell: CellManifest, smaller: Sequence[str]) -> dict[str, Any]:
+        columns = self._reader.columns(cell.id)
+        metrics: dict[str, Any] = {}
+        for info in self._cell_metrics:
+            if not columns.issuperset(info.columns):
+                continue
+            metric: Metric = resolve(info.metric, f"metric '{info.name}'")
+            rows = self._reader.rows(cell.id, info.columns)
+            try:
+                estimates = metric.estimate(rows, self._level)
+            except HarnessError:
+                raise
+            except Exception as error:
+                raise HarnessError(f"metric '{info.name}': {type(error).__name__}: {error}") from error
+            metrics.update({metric_name(info.name, variant): e.to_json() for variant, e in estimates.items()})
+        checks = self._audit(cell, columns, smaller)
+        return {"metrics": metrics, "audit": checks, "reliable": all(check["ok"] for check in checks)}
+
+    def _audit(self, cell: CellManifest, columns: frozenset[str], smaller: Sequence[str]) -> list[dict[str, Any]]:
+        checks = list(audit.audit(self._reader.raw(cell.id, columns & set(audit.COLUMNS))))
+        if smaller and cell.budget is not None:
+            members = [*((self._reader.cells[c].budget or 0.0, c) for c in smaller), (cell.budget, cell.id)]
+            wanted = ("sample_id", "clean_correct", "success")
+            checks.extend(audit.non_monotone([(eps, self._reader.raw(c, wanted)) for eps, c in sorted(members)]))
+        return [{"check": c.check, "ok": c.ok, "message": c.message} for c in checks]
+
+    def _summarise(self, cells: Sequence[CellManifest]) -> list[dict[str, Any]]:
+        found = []
+        for info in self._group_metrics:
+            metric: GroupMetric = resolve(info.metric, f"metric '{info.name}'")
+            members = [
+                CellRows(c.id, c.model, c.threat, c.plugin, c.dataset, self._reader.rows(c.id, info.columns))
+                for c in cells
+                if self._reader.columns(c.id).issuperset(info.columns)
+            ]
+            for summary in metric.summarise(members, self._level) if members else ():
+                found.append(
+                    {
+                        "metric": info.name,
+                        "subject": summary.subject,
+                        "cells": list(summary.cells),
+                        **summary.estimate.to_json(),
+                    }
+                )
+        return found
+
+    def _remembered(self, key: Sequence[Any], make: Any) -> dict[str, Any]:
+        path = self._reader.folder / "estimates" / f"{digest_of([self._version, *key])[:24]}.json"
+        try:
+            known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # not made before, or not whole: make it now
+            known = make()
+            write_atomically(path, json.dumps(known, allow_nan=False).encode())
+        return known
+
+
+def metric_name(name: str, variant: str) -> str:
+    """`auroc[uniform]`: a metric's name in results.json."""
+    return f"{name}[{variant}]" if variant else name
+
+
+def cell_entry(cell: CellManifest | Mapping[str, Any], **facts: Any) -> dict[str, Any]:
+    """A cell's entry in results.json, keys in the order of the schema."""
+    about = cell if isinstance(cell, Mapping) else {k: getattr(cell, k) for k in _FACTS}
+    entry = {key: about[key] for key in _FACTS}
+    return {**entry, "status": "ok", "error": "", "n": 0, "metrics": {}, "audit": [], "reliable": True, **facts}
+
+
+_FACTS = ("id", "model", "threat", "plugin", "dataset", "params")
+
+
+def _module(info: MetricInfo) -> str:
+    return info.metric.partition(":")[0] if isinstance(info.metric, str) else type(info.metric).__module__

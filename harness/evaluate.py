@@ -1,0 +1,278 @@
+"""One shard: model x threat x samples -> rows. What a threat returns is checked here, whatever it says of itself."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.datasets import DatasetFacts, DatasetSlice, Ints
+from harness.errors import HarnessError, ModelError, ThreatError
+from harness.host import Host, load_host
+from harness.loading import BuiltModel, build_model, build_threat, on_import_path, open_dataset
+from harness.randomness import draws_for
+from harness.store import shard_path, write_shard
+from harness.suite import dataset_entry, model_entry, threat_entry
+from harness.threats import Batch, Budget, Threat
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BUDGET_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all shards of a run share; JSON-able, so that a worker on any machine can start from it."""
+
+    folder: str  # of the run
+    suite_folder: str
+    data_root: str | None
+    plugins: tuple[str, ...]
+    device: str
+    seed: int
+    microbatch: int | None
+    store_images: bool
+    dataset: str | Mapping[str, Any]  # as the suite has it
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One shard to run. Models and threats travel as the tables the user wrote, and are validated again on arrival."""
+
+    setting: Setting
+    cell: str
+    digest: str
+    model: tuple[str, str, Mapping[str, Any]]  # name, plugin and options as written
+    threat: tuple[str, str, Mapping[str, Any]]  # label, plugin and options as written
+    ids: Ints
+
+
+@dataclass(frozen=True)
+class ShardOutcome:
+    """What became of a shard. `error` is one line; `trace` is kept when the fault is not the user's to mend."""
+
+    cell: str
+    first_id: int
+    samples: int
+    seconds: float
+    error: str = ""
+    trace: str = ""
+    fatal: bool = False  # nothing else can succeed either, such as on a full disk
+
+
+@dataclass
+class Workbench:
+    """What one process keeps between shards: plugins, the data set, and the models it has built."""
+
+    host: Host
+    slices: dict[str, DatasetSlice] = field(default_factory=dict)
+    models: dict[str, BuiltModel] = field(default_factory=dict)
+    threats: dict[str, Threat] = field(default_factory=dict)
+
+    def dataset(self, setting: Setting) -> DatasetSlice:
+        key = repr(setting.dataset)
+        if key not in self.slices:
+            entry = dataset_entry(setting.dataset, self.host, "dataset")
+            self.slices = {key: open_dataset(entry, self.host, _path(setting.data_root))}
+        return self.slices[key]
+
+    def model(self, task: ShardTask, facts: DatasetFacts) -> BuiltModel:
+        setting = task.setting
+        key = repr((task.model, setting.suite_folder, setting.device))
+        if key not in self.models:
+            entry = model_entry(*task.model, self.host)
+            # One model at a time: tasks come ordered by model, and two large ones need not fit in memory together.
+            self.models = {key: build_model(entry, facts, setting.device, Path(setting.suite_folder))}
+        return self.models[key]
+
+    def threat(self, task: ShardTask, facts: DatasetFacts) -> Threat:
+        key = repr(task.threat)
+        if key not in self.threats:
+            entry = threat_entry(*task.threat, self.host)
+            root, folder = _path(task.setting.data_root), Path(task.setting.suite_folder)
+            self.threats = {key: build_threat(entry, facts, self.host, root, folder)}
+        return self.threats[key]
+
+
+def workbench(setting: Setting) -> Workbench:
+    """A fresh bench for a process that runs shards of this setting."""
+    on_import_path(Path(setting.suite_folder))
+    return Workbench(load_host(setting.plugins))
+
+
+def run_shard(task: ShardTask, bench: Workbench) -> ShardOutcome:
+    """Evaluate a shard and write its rows. Never raises: what goes wrong is in the outcome."""
+    start = time.perf_counter()
+    error, trace, fatal = "", "", False
+    try:
+        columns = evaluate_shard(task, bench)
+        facts = {"cell": task.digest, "samples": samples_digest(task.ids)}
+        try:
+            write_shard(shard_path(Path(task.setting.folder), task.digest, int(task.ids[0])), columns, facts)
+        except HarnessError:
+            fatal = True
+            raise
+    except HarnessError as problem:
+        error = str(problem)
+        if problem.__cause__ is not None and not isinstance(problem.__cause__, (HarnessError, OSError)):
+            trace = traceback.format_exc()
+    except Exception as problem:
+        error = f"{type(problem).__name__}: {' '.join(str(problem).split())}"
+        trace = traceback.format_exc()
+    return ShardOutcome(task.cell, int(task.ids[0]), len(task.ids), time.perf_counter() - start, error, trace, fatal)
+
+
+def evaluate_shard(task: ShardTask, bench: Workbench) -> dict[str, NDArray[Any]]:
+    """The rows of one shard, microbatch by microbatch."""
+    data = bench.dataset(task.setting)
+    built = bench.model(task, data.facts)
+    threat = bench.threat(task, data.facts)
+    size = task.setting.microbatch or len(task.ids)
+    if getattr(built.model, "batch_of_one", False):
+        size = 1
+    parts = []
+    for start in range(0, len(task.ids), size):
+        ids = task.ids[start : start + size]
+        x, y = data.load(ids)
+        columns = evaluate_batch(built, threat, x, y, ids, task)
+        if not task.setting.store_images:
+            columns.pop("adversarial", None)
+        parts.append(columns)
+    names = list(parts[0])
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}
+
+
+def evaluate_batch(
+    built: BuiltModel, threat: Threat, x: Tensor, y: Tensor, ids: Ints, task: ShardTask
+) -> dict[str, NDArray[Any]]:
+    """The rows of one batch: the threat's columns, checked, with those that the host adds (see `harness.threats`)."""
+    import torch
+
+    setting = task.setting
+    x, y = x.to(setting.device), y.to(setting.device)
+    sample_ids = torch.from_numpy(ids).to(setting.device)
+    judge = built.view(sample_ids, setting.seed, "eval")
+    clean_logits = None
+    if "Classifier" in judge.capabilities:
+        if int(y.max()) >= judge.num_classes:
+            raise HarnessError(f"label {int(y.max())} is out of range: the model has {judge.num_classes} classes")
+        with torch.no_grad():
+            clean_logits = _finite(judge.logits(x), ids)
+    view = built.view(sample_ids, setting.seed, "attack")
+    draws = draws_for(sample_ids, setting.seed, "threat", task.threat[1])
+    columns = dict(threat.run(view, Batch(x, y, sample_ids, draws, clean_logits)))
+    if "adversarial" in columns:
+        columns.update(_verdict(columns["adversarial"], threat.budget, judge, x, y, clean_logits))
+    arrays = {name: _array(name, values) for name, values in columns.items()}
+    cost = {"forwards": _array("forwards", view.forwards), "backwards": _array("backwards", view.backwards)}
+    if "sample_id" in arrays:
+        return _with_own_ids(arrays, cost, ids)
+    host_columns = {"sample_id": ids, "label": _array("label", y)}
+    if clean_logits is not None:
+        prediction = clean_logits.argmax(dim=1)
+        host_columns["clean_prediction"] = _array("clean_prediction", prediction)
+        host_columns["clean_correct"] = _array("clean_correct", prediction == y)
+    rows = {**host_columns, **arrays, **cost}
+    _check_lengths(rows, len(ids))
+    return rows
+
+
+def _verdict(
+    images: Tensor, budget: Budget | None, judge: Any, x: Tensor, y: Tensor, clean_logits: Tensor | None
+) -> dict[str, Tensor]:
+    """Judge stored images afresh: range, budget, prediction, norms."""
+    import torch
+
+    if budget is None or clean_logits is None:
+        raise ThreatError("a threat that returns adversarial images needs a budget and a classifier")
+    if images.shape != x.shape or images.dtype != x.dtype:
+        raise ThreatError(
+            f"adversarial images are {images.dtype} {tuple(images.shape)}, not {x.dtype} {tuple(x.shape)}"
+        )
+    if not (torch.isfinite(images).all() and images.min() >= 0 and images.max() <= 1):
+        raise ThreatError("adversarial images lie outside [0, 1] (or are not finite)")
+    norms = perturbation_norms(images, x)
+    size = norms[budget.norm]
+    over = size > budget.eps * (1 + BUDGET_TOLERANCE) + BUDGET_TOLERANCE
+    if over.any():
+        worst = float(size.max())
+        raise ThreatError(
+            f"{int(over.sum())} of {len(x)} adversarial images lie outside the budget: {budget.norm} {worst:.6g} > eps"
+            f" {budget.eps:.6g}; the rows are refused"
+        )
+    with torch.no_grad():
+        prediction = judge.logits(images).argmax(dim=1)
+    success = (clean_logits.argmax(dim=1) == y) & (prediction != y)
+    return {"adversarial_prediction": prediction, "success": success, **norms}
+
+
+def perturbation_norms(images: Tensor, x: Tensor) -> dict[str, Tensor]:
+    """Norms of ``images - x`` over all entries of a sample, float64 (B,), in [0, 1] units; l0 counts what changed."""
+    difference = (images.double() - x.double()).flatten(1)
+    size = difference.abs()
+    return {
+        "linf": size.amax(dim=1),
+        "l2": difference.square().sum(dim=1).sqrt(),
+        "l1": size.sum(dim=1),
+        "l0": (size > 0).sum(dim=1),
+    }
+
+
+def samples_digest(ids: Ints) -> str:
+    """Which samples a shard holds, in a few characters."""
+    return f"{len(ids)}:{int(ids[0])}-{int(ids[-1])}:{int(np.bitwise_xor.reduce(ids * 2654435761 % 2**32))}"
+
+
+def _finite(logits: Tensor, ids: Ints) -> Tensor:
+    import torch
+
+    bad = ~torch.isfinite(logits).all(dim=1)
+    if bad.any():
+        first = int(bad.nonzero()[0, 0])
+        raise ModelError(f"logits are not finite for {int(bad.sum())} of {len(ids)} images, first sample {ids[first]}")
+    return logits
+
+
+def _with_own_ids(
+    arrays: dict[str, NDArray[Any]], cost: Mapping[str, NDArray[Any]], ids: Ints
+) -> dict[str, NDArray[Any]]:
+    """Rows that name their samples themselves: each carries the whole cost of its sample."""
+    _check_lengths(arrays, len(arrays["sample_id"]))
+    place = np.searchsorted(ids, arrays["sample_id"])
+    place = np.minimum(place, len(ids) - 1)
+    if not np.array_equal(ids[place], arrays["sample_id"]):
+        raise ThreatError("rows name samples that are not in the batch")
+    return {**arrays, **{name: values[place] for name, values in cost.items()}}
+
+
+def _check_lengths(columns: Mapping[str, NDArray[Any]], rows: int) -> None:
+    wrong = {name: len(values) for name, values in columns.items() if len(values) != rows}
+    if wrong:
+        name, length = next(iter(wrong.items()))
+        raise ThreatError(f"column '{name}' has {length} entries for {rows} rows")
+
+
+def _array(name: str, values: Any) -> NDArray[Any]:
+    import torch
+
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu().numpy()
+    array = np.asarray(values)
+    if array.dtype.kind == "O":
+        raise ThreatError(f"column '{name}' holds Python objects, not numbers, booleans or text")
+    if array.ndim == 0 or (array.ndim > 1 and name != "adversarial" and array.ndim != 2):
+        raise ThreatError(
+            f"column '{name}' has {array.ndim} dimensions; a column has one, or two for a fixed-length list"
+        )
+    return array
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text) if text is not None else None

@@ -1,0 +1,122 @@
+"""Worker processes on one machine. A worker that dies takes nothing down but the shard it was working on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait as wait_for
+
+from harness.evaluate import Setting, ShardOutcome, ShardTask, Workbench, run_shard, workbench
+from harness.executors.base import THREADS, ExecutorContext
+
+RESTARTS = 2
+"""How often a shard is tried again after the pool broke with it in flight."""
+
+_bench: Workbench | None = None
+
+
+class ProcessesExecutor:
+    """Runs shards in a pool of spawned processes, one torch thread each."""
+
+    def __init__(self, context: ExecutorContext) -> None:
+        self._setting = context.setting
+        self._workers = max(1, context.workers)
+
+    def run(self, tasks: Sequence[ShardTask], wanted: Callable[[ShardTask], bool]) -> Iterator[ShardOutcome]:
+        queue = deque(tasks)
+        suspects: deque[ShardTask] = deque()  # in flight when the pool broke: run alone, so that the culprit shows
+        tries: dict[tuple[str, int], int] = {}
+        while queue or suspects:
+            pool = self._pool()
+            running: dict[Future[ShardOutcome], ShardTask] = {}
+            try:
+                while queue or suspects or running:
+                    self._fill(pool, running, queue, suspects, wanted)
+                    done, _ = wait(running, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        outcome = future.result()
+                        del running[future]
+                        yield outcome
+            except BrokenProcessPool:
+                for future, task in running.items():
+                    if future.done() and not future.cancelled() and future.exception() is None:
+                        yield future.result()
+                        continue
+                    key = (task.cell, int(task.ids[0]))
+                    tries[key] = tries.get(key, 0) + 1
+                    if tries[key] <= RESTARTS:
+                        suspects.append(task)
+                    else:
+                        yield _died(task)
+            finally:
+                _stop(pool)
+
+    def _fill(
+        self,
+        pool: ProcessPoolExecutor,
+        running: dict[Future[ShardOutcome], ShardTask],
+        queue: deque[ShardTask],
+        suspects: deque[ShardTask],
+        wanted: Callable[[ShardTask], bool],
+    ) -> None:
+        """Hand out work, keeping one shard a worker in waiting; a suspect runs with nothing beside it."""
+        room = 1 if suspects else 2 * self._workers
+        source = suspects or queue
+        while source and len(running) < room:
+            if wanted(source[0]):
+                running[pool.submit(_work, source[0])] = source[0]
+            source.popleft()
+
+    def _pool(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(
+            self._workers, mp_context=get_context("spawn"), initializer=_start, initargs=(self._setting,)
+        )
+
+
+def _start(setting: Setting) -> None:
+    """First thing in a worker: an interrupt is the parent's to handle; one bench for all shards."""
+    global _bench
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    import torch
+
+    torch.set_num_threads(THREADS)
+    _bench = workbench(setting)
+
+
+def _end_with_parent() -> None:
+    """A worker waits for work for ever, also when its parent was killed; this ends it then."""
+    parent = parent_process()
+    if parent is not None:
+        wait_for([parent.sentinel])
+        os._exit(1)
+
+
+def _work(task: ShardTask) -> ShardOutcome:
+    assert _bench is not None, "the pool's initializer did not run"
+    return run_shard(task, _bench)
+
+
+def _died(task: ShardTask) -> ShardOutcome:
+    text = (
+        f"the worker process died {RESTARTS + 1} times on samples {task.ids[0]} to {task.ids[-1]}"
+        " (killed, or out of memory: try a smaller microbatch)"
+    )
+    return ShardOutcome(task.cell, int(task.ids[0]), len(task.ids), 0.0, error=text)
+
+
+def _stop(pool: ProcessPoolExecutor) -> None:
+    """End the workers now: what they were doing is written whole or not at all."""
+    workers = list((getattr(pool, "_processes", None) or {}).values())
+    pool.shutdown(wait=False, cancel_futures=True)
+    for worker in workers:
+        if worker.is_alive():
+            worker.terminate()
+    for worker in workers:
+        worker.join()

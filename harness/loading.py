@@ -1,0 +1,160 @@
+"""Builds what a suite names: data sets, models, threats; and the digests by which their results are found again."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.capabilities import mismatches
+from harness.checkpoints import file_digest
+from harness.datasets import Dataset, DatasetContext, DatasetFacts, DatasetSlice
+from harness.errors import HarnessError, ModelError, SuiteError, ThreatError
+from harness.host import Host
+from harness.info import resolve
+from harness.models import ModelContext, ModelView, prepare
+from harness.randomness import draws_for
+from harness.suite import DatasetEntry, ModelEntry, ThreatEntry, dataset_entry
+from harness.threats import Threat, ThreatContext
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PROBE_IMAGES = 2
+
+
+@dataclass(frozen=True)
+class BuiltModel:
+    """A model ready to serve, and what it can do."""
+
+    model: Any
+    capabilities: frozenset[str]
+
+    def view(self, ids: Tensor, seed: int, purpose: Any) -> ModelView:
+        return ModelView(self.model, self.capabilities, ids, seed, purpose)
+
+
+def open_dataset(entry: DatasetEntry, host: Host, data_root: Path | None, limit: int | None = None) -> DatasetSlice:
+    """The samples an entry asks for; `limit` is a further limit, such as a threat's own or that of `--limit`."""
+    info = host.datasets.get(entry.name)
+    factory = resolve(info.factory, f"dataset '{entry.name}'")
+    dataset: Dataset = _guarded(
+        lambda: factory(entry.options, DatasetContext(data_root)), f"dataset '{entry.name}'", HarnessError
+    )
+    limits = [n for n in (entry.spec.limit, limit) if n is not None]
+    found = DatasetSlice(entry.name, dataset, replace(entry.spec, limit=min(limits) if limits else None))
+    if not len(found):
+        raise HarnessError(f"dataset '{entry.name}': no sample is left by the options given")
+    return found
+
+
+def build_model(entry: ModelEntry, facts: DatasetFacts, device: str, folder: Path) -> BuiltModel:
+    """The model on its device, in eval mode.
+
+    Raises:
+        ModelError: the factory raised, or what it built does not have the capabilities its plugin declares.
+    """
+    what = f"model '{entry.name}'"
+    on_import_path(folder)
+    factory = resolve(entry.info.factory, what)
+    context = ModelContext(entry.name, facts, device, folder)
+    model = prepare(_guarded(lambda: factory(entry.options, context), what, ModelError), device)
+    problems = mismatches(model, entry.info.capabilities)
+    if problems:
+        raise ModelError(f"{what}: plugin '{entry.info.name}' {'; '.join(problems)}")
+    return BuiltModel(model, entry.info.capabilities)
+
+
+def build_threat(entry: ThreatEntry, facts: DatasetFacts, host: Host, data_root: Path | None, folder: Path) -> Threat:
+    """The threat, given a way to open other data sets."""
+
+    def open_other(table: Mapping[str, Any]) -> DatasetSlice:
+        return open_dataset(dataset_entry(table, host, f"threat '{entry.label}' dataset"), host, data_root)
+
+    what = f"threat '{entry.label}'"
+    factory = resolve(entry.info.factory, what)
+    threat: Threat = _guarded(
+        lambda: factory(entry.options, ThreatContext(facts, open_other, folder)), what, ThreatError
+    )
+    return threat
+
+
+def on_import_path(folder: Path) -> None:
+    """Let a suite's factories be imported from beside the suite file."""
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+
+def model_digest(entry: ModelEntry, built: BuiltModel, facts: DatasetFacts, device: str) -> str:
+    """Identity of a model: options, files, source of its factory, and its outputs on a fixed probe batch.
+
+    The outputs tell apart what the rest cannot, such as two wrappers around one state dict.
+    """
+    files: Iterable[Path] = getattr(built.model, "files", ())
+    modules: Iterable[str] = getattr(built.model, "source_modules", ())
+    return digest_of(
+        {
+            "plugin": entry.info.name,
+            "options": {} if entry.options is None else entry.options.model_dump(mode="json"),
+            "files": [file_digest(Path(f)) for f in files],
+            "code": [code_version(entry.info.factory), *(code_version(m) for m in sorted(modules))],
+            "outputs": _probe(built, facts, device),
+        }
+    )
+
+
+def _probe(built: BuiltModel, facts: DatasetFacts, device: str) -> str:
+    import torch
+
+    ids = torch.arange(PROBE_IMAGES, device=device)
+    x = draws_for(ids, 0, "probe").uniform("image", 0, facts.shape)
+    view = built.view(ids, 0, "eval")
+    method = "logits" if "Classifier" in view.capabilities else "log_prob" if "Density" in view.capabilities else None
+    if method is None and "Detector" in view.capabilities:
+        method = "ood_score"
+    if method is None:
+        return ""
+    with torch.no_grad():
+        output: Tensor = _guarded(lambda: getattr(view, method)(x), "the model's first evaluation", ModelError)
+    return hashlib.sha256(output.double().cpu().numpy().tobytes()).hexdigest()
+
+
+def digest_of(value: Any) -> str:
+    """sha256 of a value as canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def code_version(target: str | Callable[..., Any]) -> str:
+    """Hash of the source that a factory path or module name leads to: its whole top-level package, or its one file."""
+    module = target.partition(":")[0] if isinstance(target, str) else getattr(target, "__module__", "")
+    loaded = sys.modules.get(module)
+    top = module.partition(".")[0]
+    spec = importlib.util.find_spec(top) if top not in sys.modules else getattr(sys.modules[top], "__spec__", None)
+    folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
+    files = sorted(file for folder in folders for file in folder.rglob("*.py"))
+    if not files:
+        origin = getattr(loaded, "__file__", None) or (spec.origin if spec else None)
+        files = [Path(origin)] if origin and Path(origin).is_file() else []
+    state = hashlib.sha256(module.encode())
+    for file in files:
+        state.update(file.name.encode())
+        state.update(file.read_bytes())
+    return state.hexdigest()
+
+
+def _guarded(build: Callable[[], Any], what: str, kind: type[HarnessError]) -> Any:
+    """Run a plugin's code; what it raises becomes one line that says whose it is, with the cause kept."""
+    try:
+        return build()
+    except SuiteError:
+        raise
+    except HarnessError as error:
+        raise type(error)(str(error) if what in str(error) else f"{what}: {error}") from error
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise kind(f"{what}: {type(error).__name__}: {text}") from error

@@ -1,0 +1,225 @@
+"""Suite -> cells -> shards, with the digests by which finished shards are found again."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.capabilities import with_derived
+from harness.checkpoints import file_digest
+from harness.datasets import DatasetFacts, DatasetSlice, Ints
+from harness.errors import HarnessError, did_you_mean
+from harness.gate_options import matches_glob
+from harness.host import Host
+from harness.loading import build_model, code_version, digest_of, model_digest, open_dataset
+from harness.store import CellManifest
+from harness.suite import ModelEntry, Suite, ThreatEntry
+
+ROWS_VERSION = 1
+"""Raised when rows of the same cell would come out differently; shards of an older version are then not reused."""
+_ENGINE = ("evaluate.py", "models.py", "randomness.py")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model x one threat with concrete parameters x one data set. `skip` says why it cannot be run, if it can't."""
+
+    id: str
+    model: ModelEntry
+    threat: ThreatEntry
+    dataset: str
+    skip: str = ""
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """A cell whose samples and digest are known."""
+
+    cell: Cell
+    digest: str
+    ids: Ints
+    shard_size: int
+    family: str
+
+    def shards(self) -> list[Ints]:
+        """The sample ids of each shard. Never depends on the number of workers."""
+        return [self.ids[i : i + self.shard_size] for i in range(0, len(self.ids), self.shard_size)]
+
+    def manifest(self) -> CellManifest:
+        cell = self.cell
+        return CellManifest(
+            id=cell.id,
+            digest=self.digest,
+            model=cell.model.name,
+            threat=cell.threat.label,
+            plugin=cell.threat.info.name,
+            dataset=cell.dataset,
+            params=cell.threat.params,
+            variants=cell.threat.info.variants,
+            samples=len(self.ids),
+            shards=tuple(int(ids[0]) for ids in self.shards()),
+            family=self.family,
+            budget=cell.threat.budget,
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do. `failed` holds the cells of models that could not be built: (cell, one line, traceback)."""
+
+    suite: Suite
+    facts: DatasetFacts
+    cells: tuple[PlannedCell, ...]
+    skipped: tuple[Cell, ...]
+    failed: tuple[tuple[Cell, str, str], ...]
+    order: tuple[str, ...]  # ids of all cells, as the suite lists them
+    identity: dict[str, str]
+
+
+def expand(suite: Suite, only: str | None = None) -> list[Cell]:
+    """All cells of a suite, without looking at data or checkpoints; impossible pairs carry the reason.
+
+    Args:
+        only: keep the cells whose id matches (`*` and `?` are wildcards).
+
+    Raises:
+        HarnessError: `only` matches no cell.
+    """
+    cells = [_cell(model, threat, suite.dataset.name) for model in suite.models for threat in suite.threats]
+    if only is None:
+        return cells
+    chosen = [cell for cell in cells if matches_glob(cell.id, only)]
+    if not chosen:
+        raise HarnessError(f"--only {only}: no cell matches{did_you_mean(only, [c.id for c in cells])}")
+    return chosen
+
+
+def _cell(model: ModelEntry, threat: ThreatEntry, dataset: str) -> Cell:
+    lacking = sorted(threat.info.requires - with_derived(model.info.capabilities))
+    skip = ""
+    if lacking:
+        skip = f"threat '{threat.info.name}' needs {', '.join(lacking)}, which model '{model.name}' does not have"
+    return Cell(f"{model.name}/{threat.label}/{dataset}", model, threat, dataset, skip)
+
+
+def resolve(
+    suite: Suite,
+    cells: Sequence[Cell],
+    host: Host,
+    *,
+    device: str,
+    data_root: Path | None,
+    limit: int | None = None,
+) -> Plan:
+    """Open the data, build each model once for its digest, and lay out the shards.
+
+    A model that cannot be built takes down its own cells only.
+
+    Raises:
+        HarnessError: the data set cannot be opened.
+    """
+    slices = _Slices(suite, host, data_root, limit)
+    whole = slices.get(None)
+    entries = {cell.model.name: cell.model for cell in cells if not cell.skip}
+    digests: dict[str, str] = {}
+    broken: dict[str, tuple[str, str]] = {}
+    for name, entry in entries.items():
+        try:
+            built = build_model(entry, whole.facts, device, suite.folder)
+            digests[name] = model_digest(entry, built, whole.facts, device)
+        except HarnessError as error:
+            broken[name] = (str(error), traceback.format_exc() if _needs_trace(error) else "")
+    planned, failed = [], []
+    common = _common_key(suite, device)
+    for cell in cells:
+        if cell.skip:
+            continue
+        if cell.model.name in broken:
+            failed.append((cell, *broken[cell.model.name]))
+            continue
+        planned.append(_planned(suite, cell, slices, digests[cell.model.name], common))
+    return Plan(
+        suite=suite,
+        facts=whole.facts,
+        cells=tuple(planned),
+        skipped=tuple(cell for cell in cells if cell.skip),
+        failed=tuple(failed),
+        order=tuple(cell.id for cell in cells),
+        identity=_identity(suite, slices),
+    )
+
+
+class _Slices:
+    """The data set at each limit that threats ask for."""
+
+    def __init__(self, suite: Suite, host: Host, data_root: Path | None, limit: int | None) -> None:
+        self._suite, self._host, self._root, self._limit = suite, host, data_root, limit
+        self._slices: dict[int | None, tuple[DatasetSlice, str]] = {}
+
+    def get(self, threat_limit: int | None) -> DatasetSlice:
+        return self._at(threat_limit)[0]
+
+    def digest(self, threat_limit: int | None) -> str:
+        return self._at(threat_limit)[1]
+
+    def _at(self, threat_limit: int | None) -> tuple[DatasetSlice, str]:
+        limits = [n for n in (threat_limit, self._limit) if n is not None]
+        key = min(limits) if limits else None
+        if key not in self._slices:
+            found = open_dataset(self._suite.dataset, self._host, self._root, key)
+            self._slices[key] = (found, found.digest())
+        return self._slices[key]
+
+
+def _planned(suite: Suite, cell: Cell, slices: _Slices, model: str, common: dict[str, Any]) -> PlannedCell:
+    threat = cell.threat
+    version = code_version(threat.info.factory)
+    attack = {k: v for k, v in threat.params.items() if k != threat.info.budget_option}
+    key = {**common, "model": model, "data": slices.digest(threat.limit), "threat": threat.info.name, "code": version}
+    family = digest_of({**key, "params": attack}) if threat.info.budget_option else ""
+    return PlannedCell(
+        cell=cell,
+        digest=digest_of({**key, "params": threat.params}),
+        ids=slices.get(threat.limit).ids,
+        shard_size=suite.settings.shard_size,
+        family=family,
+    )
+
+
+def _common_key(suite: Suite, device: str) -> dict[str, Any]:
+    import torch
+
+    settings = suite.settings
+    return {
+        "rows": ROWS_VERSION,
+        "engine": [file_digest(Path(__file__).with_name(name)) for name in _ENGINE],
+        "seed": settings.seed,
+        "shard_size": settings.shard_size,
+        "microbatch": settings.microbatch,
+        "images": settings.store_images,
+        "torch": torch.__version__,
+        "device": device.partition(":")[0],
+        "dtype": "float32",
+    }
+
+
+def _identity(suite: Suite, slices: _Slices) -> dict[str, str]:
+    """What a baseline and a candidate must share: data, seed, threats and model names, not the models themselves."""
+    parts = {
+        "dataset": slices.digest(None),
+        "seed": str(suite.settings.seed),
+        "threats": digest_of([[t.label, t.info.name, t.limit, t.params] for t in suite.threats]),
+        "models": digest_of(sorted(m.name for m in suite.models)),
+    }
+    return {**parts, "hash": digest_of(parts)}
+
+
+def _needs_trace(error: BaseException) -> bool:
+    """Whether the cause is a fault of someone's code, whose traceback is worth keeping."""
+    cause = error.__cause__
+    while isinstance(cause, HarnessError):
+        cause = cause.__cause__
+    return cause is not None and not isinstance(cause, OSError)

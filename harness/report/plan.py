@@ -1,0 +1,79 @@
+"""`harness run --dry-run`: what would be run, and what is missing for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from harness.errors import ExitCode, HarnessError
+from harness.gate_options import GateOptions
+from harness.host import Host
+from harness.loading import build_model, open_dataset
+from harness.plan import Cell
+from harness.run import RunOptions, data_root
+from harness.suite import Suite
+
+
+def print_plan(suite: Suite, cells: Sequence[Cell], host: Host, options: RunOptions, console: Console) -> int:
+    """Print the cells with their samples and shards, and every data set and checkpoint that is missing."""
+    missing: list[str] = []
+    samples = _samples(suite, cells, host, options, missing)
+    table = Table(title=f"plan of {escape(suite.name)}: {len(cells)} cells", title_justify="left")
+    for heading in ("model", "threat", "samples", "shards", "note"):
+        table.add_column(heading, justify="right" if heading in ("samples", "shards") else "left", overflow="fold")
+    for cell in cells:
+        count = samples.get(cell.id)
+        shards = "?" if count is None else str(-(-count // suite.settings.shard_size))
+        number = "?" if count is None else str(count)
+        table.add_row(
+            escape(cell.model.name),
+            escape(cell.threat.label),
+            "-" if cell.skip else number,
+            "-" if cell.skip else shards,
+            escape(f"skipped: {cell.skip}") if cell.skip else "",
+        )
+    console.print(table)
+    for line in missing:
+        console.print(f"missing: {escape(line)}", highlight=False, soft_wrap=True)
+    for line in _power_warnings(suite, samples):
+        console.print(f"warning: {escape(line)}", highlight=False, soft_wrap=True)
+    return ExitCode.OK if any(not cell.skip for cell in cells) else ExitCode.NOTHING_TO_RUN
+
+
+def _samples(
+    suite: Suite, cells: Sequence[Cell], host: Host, options: RunOptions, missing: list[str]
+) -> dict[str, int]:
+    """Samples of each cell; empty, with what is missing said, where the data cannot be opened."""
+    try:
+        root = data_root(options.data_root)
+        whole = open_dataset(suite.dataset, host, root, options.limit)
+    except HarnessError as error:
+        missing.append(str(error))
+        return {}
+    for entry in {cell.model.name: cell.model for cell in cells if not cell.skip}.values():
+        try:
+            build_model(entry, whole.facts, "cpu", suite.folder)
+        except HarnessError as error:
+            missing.append(str(error))
+    return {c.id: min(len(whole), c.threat.limit or len(whole)) for c in cells if not c.skip}
+
+
+def _power_warnings(suite: Suite, samples: dict[str, int]) -> list[str]:
+    """Cells too small for the gate to say anything but "inconclusive", said before the run."""
+    from harness.statistics import paired_proportions, samples_needed
+
+    gate = suite.gate or GateOptions()
+    smallest = min(samples.values(), default=0)
+    if not smallest:
+        return []
+    unchanged = paired_proportions(0, 0, smallest, gate.alpha)
+    if unchanged.low > -gate.max_drop:
+        return []
+    needed = samples_needed(unchanged.spread, gate.max_drop, gate.alpha)
+    return [
+        f"{smallest} samples cannot show that less than max_drop = {gate.max_drop:g} was lost, even by a model that did"
+        f" not change: a gate would be inconclusive, and needs about {needed}"
+    ]

@@ -1,0 +1,382 @@
+"""Runs a suite: plan, shards, estimates, results. The order of events is here; the work is elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness._version import __version__
+from harness.errors import HarnessError, StoreError
+from harness.estimates import Estimator, cell_entry
+from harness.evaluate import Setting, ShardOutcome, ShardTask, samples_digest
+from harness.events import CellFinished, CellPlanned, RunFinished, RunStarted, ShardFinished
+from harness.executors import Executor, ExecutorContext
+from harness.host import Host, load_host
+from harness.info import resolve as resolve_path
+from harness.plan import Cell, Plan, PlannedCell, expand, resolve
+from harness.store import SCHEMA, CellManifest, RowReader, Run, RunFolder, load_run, shard_facts, shard_path
+from harness.suite import Suite, load_suite
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How to run a suite; none of it changes a number, except that `limit` takes fewer samples.
+
+    Attributes:
+        out: the run folder; ``runs/NAME`` by default.
+        device: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:N".
+        workers: processes; by default one a core on the CPU, one on a GPU.
+        executor: name of a registered executor; "inline" for one worker, else "processes", by default.
+        limit: use only so many samples of each cell; such a run cannot gate.
+        only: run the cells whose id matches this pattern.
+        fresh: forget what was computed before in this folder.
+        plugins: as after `-p`; workers load them too.
+        data_root: folder of the data sets; ``$HARNESS_DATA`` by default.
+    """
+
+    out: Path | None = None
+    device: str = "auto"
+    workers: int | None = None
+    executor: str | None = None
+    limit: int | None = None
+    only: str | None = None
+    fresh: bool = False
+    plugins: tuple[str, ...] = ()
+    data_root: Path | None = None
+
+
+def run(
+    suite: str | Path | Suite,
+    options: RunOptions | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    host: Host | None = None,
+    **changes: Any,
+) -> Run:
+    """Run a suite and return the finished run.
+
+    Args:
+        suite: a suite file, the name of one that ships with the harness, or a `Suite`.
+        options: how to run it; or its fields as keyword arguments (``run("quickstart", workers=1)``).
+        overrides: ``key=value`` as after `--set`.
+        host: the plugins; loaded from `options.plugins` by default. Observers hang here.
+
+    Raises:
+        HarnessError: the suite, the data or the run folder cannot be used. A cell that fails is in the results instead.
+        KeyboardInterrupt: interrupted; finished shards are kept, and the same call goes on from there.
+    """
+    options = RunOptions(**changes) if options is None else options
+    host = host or load_host(options.plugins)
+    suite = suite if isinstance(suite, Suite) else load_suite(suite, host, overrides)
+    cells = expand(suite, options.only)
+    folder = RunFolder((options.out or Path("runs") / safe_name(suite.name)).absolute())
+    folder.create()
+    with folder.locked():
+        if options.fresh:
+            folder.clear()
+        device = pick_device(options.device)
+        root = data_root(options.data_root)
+        plan = resolve(suite, cells, host, device=device, data_root=root, limit=options.limit)
+        setting = Setting(
+            folder=str(folder.path),
+            suite_folder=str(suite.folder),
+            data_root=None if root is None else str(root),
+            plugins=tuple(_absolute(p) for p in options.plugins),
+            device=device,
+            seed=suite.settings.seed,
+            microbatch=suite.settings.microbatch,
+            store_images=suite.settings.store_images,
+            dataset=suite.settings.dataset,
+        )
+        return _Driver(plan, setting, folder, host, options).drive()
+
+
+def pick_device(name: str) -> str:
+    """The device meant by `--device`.
+
+    Raises:
+        HarnessError: there is no such device here.
+    """
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return "cuda:0" if count else "cpu"
+    if name == "cpu":
+        return name
+    kind, _, index = name.partition(":")
+    if kind != "cuda" or not (index.isdigit() or not index):
+        raise HarnessError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
+    if int(index or 0) >= count:
+        raise HarnessError(f"--device {name}: there {'is' if count == 1 else 'are'} {count} CUDA devices here; use cpu")
+    return f"cuda:{int(index or 0)}"
+
+
+def data_root(given: Path | None) -> Path | None:
+    """The folder of the data sets: as given, or $HARNESS_DATA.
+
+    Raises:
+        HarnessError: it is no folder.
+    """
+    named = given or (Path(os.environ["HARNESS_DATA"]) if os.environ.get("HARNESS_DATA") else None)
+    if named is not None and not named.is_dir():
+        raise HarnessError(f"data root {named} is not a folder (--data-root, or HARNESS_DATA)")
+    return named.absolute() if named else None
+
+
+def safe_name(name: str) -> str:
+    """A folder name for any suite name: nothing that could leave the runs folder."""
+    plain = "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip(".-")[:80]
+    return plain or "suite"
+
+
+@dataclass
+class _Progress:
+    """How far a cell is."""
+
+    planned: PlannedCell
+    manifest: CellManifest
+    missing: set[int]  # first sample ids of shards still to come
+    error: str = ""
+    settled: bool = False
+
+
+@dataclass
+class _Driver:
+    """One run from plan to results."""
+
+    plan: Plan
+    setting: Setting
+    folder: RunFolder
+    host: Host
+    options: RunOptions
+    started: float = field(default_factory=time.time)
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def drive(self) -> Run:
+        self.progress = {c.cell.id: self._survey(c) for c in self.plan.cells}
+        manifests = [p.manifest for p in self.progress.values()]
+        self.estimator = Estimator(RowReader(self.folder.path, manifests), self.host, self.plan.suite.settings.level)
+        for name in ("results.json", "run.json"):
+            (self.folder.path / name).unlink(missing_ok=True)
+        tasks = [task for p in self.progress.values() for task in self._tasks(p)]
+        self._announce(tasks)
+        self._settle_known()
+        self._settle_ready()
+        if tasks:
+            self._execute(tasks)
+        return self._finish(manifests)
+
+    def _survey(self, planned: PlannedCell) -> _Progress:
+        """Which shards are there already, whole and of these very samples."""
+        missing = set()
+        for ids in planned.shards():
+            facts = shard_facts(shard_path(self.folder.path, planned.digest, int(ids[0])))
+            if facts != {"cell": planned.digest, "samples": samples_digest(ids)}:
+                missing.add(int(ids[0]))
+        return _Progress(planned, planned.manifest(), missing)
+
+    def _tasks(self, progress: _Progress) -> list[ShardTask]:
+        cell = progress.planned.cell
+        return [
+            ShardTask(
+                setting=self.setting,
+                cell=cell.id,
+                digest=progress.planned.digest,
+                model=(cell.model.name, cell.model.info.name, cell.model.table),
+                threat=(cell.threat.label, cell.threat.info.name, cell.threat.table),
+                ids=ids,
+            )
+            for ids in progress.planned.shards()
+            if int(ids[0]) in progress.missing
+        ]
+
+    def _workers(self, tasks: Sequence[ShardTask]) -> int:
+        wanted = self.options.workers
+        if wanted is None:
+            wanted = 1 if self.setting.device != "cpu" else len(os.sched_getaffinity(0))
+        return max(1, min(wanted, len(tasks)))
+
+    def _announce(self, tasks: Sequence[ShardTask]) -> None:
+        cells = [
+            CellPlanned(id, p.manifest.samples, len(p.manifest.shards), len(p.manifest.shards) - len(p.missing))
+            for id, p in self.progress.items()  # noqa: A001
+        ]
+        skipped = {cell.id: cell.skip for cell in self.plan.skipped}
+        workers = self._workers(tasks)
+        self.folder.journal("run_started", suite=self.plan.suite.name, cells=len(cells), shards=len(tasks))
+        self.host.emit(
+            "run_started",
+            RunStarted(self.plan.suite.name, self.folder.path, cells, skipped, workers, self.setting.device),
+        )
+
+    def _execute(self, tasks: Sequence[ShardTask]) -> None:
+        workers = self._workers(tasks)
+        name = self.options.executor or ("inline" if workers == 1 else "processes")
+        info = self.host.executors.get(name)
+        executor: Executor = resolve_path(info.factory, f"executor '{name}'")(ExecutorContext(self.setting, workers))
+        outcomes = executor.run(tasks, lambda task: not self.progress[task.cell].error)
+        try:
+            for outcome in outcomes:
+                self._take(outcome)
+        except KeyboardInterrupt:
+            self.folder.journal("interrupted")
+            raise
+        finally:
+            if hasattr(outcomes, "close"):
+                outcomes.close()
+
+    def _take(self, outcome: ShardOutcome) -> None:
+        """Book one shard's outcome."""
+        progress = self.progress[outcome.cell]
+        self.seconds[outcome.cell] = self.seconds.get(outcome.cell, 0.0) + outcome.seconds
+        facts = {"cell": outcome.cell, "first_id": outcome.first_id, "seconds": round(outcome.seconds, 3)}
+        self.folder.journal("shard_failed" if outcome.error else "shard_finished", **facts)
+        if outcome.fatal:
+            raise StoreError(outcome.error)
+        if not outcome.error:
+            progress.missing.discard(outcome.first_id)
+            self.host.emit(
+                "shard_finished", ShardFinished(outcome.cell, outcome.samples, outcome.seconds, reused=False)
+            )
+        elif not progress.error:
+            progress.error = outcome.error
+            self._fail(progress.manifest, outcome.error, outcome.trace)
+            progress.settled = True
+        self._settle_ready()
+
+    def _settle_known(self) -> None:
+        """Cells of which the outcome is known before anything runs."""
+        for cell in self.plan.skipped:
+            self._settle(cell_entry(_facts(cell), status="skipped", error=cell.skip))
+        for cell, error, trace in self.plan.failed:
+            self._fail(_facts(cell), error, trace)
+        for progress in self.progress.values():
+            for ids in progress.planned.shards():
+                if int(ids[0]) not in progress.missing:
+                    reused = ShardFinished(progress.manifest.id, len(ids), 0.0, reused=True)
+                    self.host.emit("shard_finished", reused)
+
+    def _settle_ready(self) -> None:
+        """Estimate each cell whose rows are whole, and so are those of the smaller budgets that it shares with."""
+        for progress in self.progress.values():
+            cell = progress.manifest
+            if progress.settled or progress.missing or any(not p.settled for p in self._smaller(cell)):
+                continue
+            progress.settled = True
+            try:
+                found = self.estimator.cell(cell)
+            except StoreError:
+                raise
+            except HarnessError as error:
+                self._fail(cell, str(error), "")
+                continue
+            self._settle(cell_entry(cell, n=cell.samples, **found))
+
+    def _smaller(self, cell: CellManifest) -> list[_Progress]:
+        budget = cell.budget
+        if not cell.family or budget is None:
+            return []
+        others = (p for p in self.progress.values() if p.manifest.family == cell.family)
+        return [p for p in others if p.manifest.budget is not None and p.manifest.budget < budget]
+
+    def _fail(self, cell: CellManifest | Mapping[str, Any], error: str, trace: str) -> None:
+        entry = cell_entry(cell, status="failed", error=error, reliable=False)
+        if trace:
+            self.folder.write_error(entry["id"], trace)
+        self._settle(entry)
+
+    def _settle(self, entry: dict[str, Any]) -> None:
+        self.results[entry["id"]] = entry
+        self.folder.journal("cell_finished", cell=entry["id"], status=entry["status"], error=entry["error"])
+        self.host.emit("cell_finished", CellFinished(entry["id"], entry["status"], entry, entry["error"]))
+
+    def _finish(self, manifests: Sequence[CellManifest]) -> Run:
+        whole = [m for m in manifests if self.results[m.id]["status"] == "ok"]
+        cells = [self.results[id] for id in self.plan.order]  # noqa: A001
+        results = {
+            "schema": SCHEMA,
+            "suite": self.plan.suite.name,
+            "cells": cells,
+            "summaries": self.estimator.summaries(whole),
+        }
+        paths = [
+            self.folder.write_json("run.json", self._info(manifests)),
+            self.folder.write_json("results.json", results),
+        ]
+        self.folder.journal("run_finished")
+        self.host.emit("run_finished", RunFinished(self.folder.path, results, tuple(paths)))
+        return load_run(self.folder.path)
+
+    def _info(self, manifests: Sequence[CellManifest]) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "suite": self.plan.suite.resolved(),
+            "suite_file": str(self.plan.suite.path or ""),
+            "setting": {k: v for k, v in vars(self.setting).items() if k != "dataset"},
+            "argv": sys.argv,
+            "revision": revision(),
+            "packages": packages(),
+            "plugins": {p.name: p.origin for p in self.host.plugins if not p.error},
+            "device": self.setting.device,
+            "seed": self.setting.seed,
+            "workers": self.options.workers,
+            "limited": self.options.limit is not None,
+            "only": self.options.only,
+            "identity": self.plan.identity,
+            "cells": [vars(m) for m in manifests],
+            "timings": {
+                "started": self.started,
+                "seconds": round(time.time() - self.started, 3),
+                "cells": {cell: round(seconds, 3) for cell, seconds in self.seconds.items()},
+            },
+        }
+
+
+def _facts(cell: Cell) -> dict[str, Any]:
+    return {
+        "id": cell.id,
+        "model": cell.model.name,
+        "threat": cell.threat.label,
+        "plugin": cell.threat.info.name,
+        "dataset": cell.dataset,
+        "params": cell.threat.params,
+    }
+
+
+def _absolute(plugin: str) -> str:
+    """A plugin file by its full path, so that a worker finds it from any folder."""
+    return str(Path(plugin).absolute()) if plugin.endswith(".py") else plugin
+
+
+def revision() -> dict[str, Any]:
+    """Commit and state of the git checkout the command was started in; empty outside one."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        commit = _git("rev-parse", "HEAD")
+        return {"commit": commit, "dirty": bool(_git("status", "--porcelain"))}
+    return {}
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()
+
+
+def packages() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    names = ("torch", "numpy", "scipy", "scikit-learn", "pyarrow", "pydantic", "pluggy", "pillow", "safetensors")
+    found = {"python": platform.python_version(), "harness": __version__}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

@@ -1,0 +1,327 @@
+"""The run folder: shards of rows written whole, a journal for people, results for programs, and reading it all back."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.checkpoints import write_atomically
+from harness.errors import HarnessError, MissingDataError, StoreError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SCHEMA = 1
+_METADATA = b"harness"
+# Columns that describe the stored adversarial image: the union over smaller budgets takes all of them from one row.
+_OUTCOME = ("success", "adversarial_prediction", "linf", "l2", "l1", "l0", "adversarial")
+
+
+class RunFolder:
+    """Writes a run. Every file is written whole and renamed into place; the journal alone is appended to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def create(self) -> None:
+        """Make the folder.
+
+        Raises:
+            StoreError: it cannot be made or written to.
+        """
+        try:
+            (self.path / "shards").mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path / ".writable", b"")
+            (self.path / ".writable").unlink()
+        except OSError as error:
+            raise StoreError(f"cannot write to {self.path}: {error.strerror or error}; choose another --out") from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder against a second run at the same time; the lock goes with the process, however it ends."""
+        with (self.path / ".lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise StoreError(
+                    f"{self.path} is in use by another run; wait for it or choose another --out"
+                ) from error
+            yield
+
+    def clear(self) -> None:
+        """Forget everything computed here before (`--fresh`)."""
+        for name in ("shards", "estimates", "errors", "examples"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        for name in ("results.json", "run.json", "journal.jsonl", "report.html", "gate.json"):
+            (self.path / name).unlink(missing_ok=True)
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> Path:
+        """Write a JSON file of the run folder; keys keep their order, numbers keep all their digits."""
+        path = self.path / name
+        with self._reporting(path):
+            write_atomically(path, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+        return path
+
+    def write_error(self, cell: str, text: str) -> Path:
+        """Keep a traceback; the file is named by a digest, whatever the cell's id holds."""
+        path = self.path / "errors" / f"{hashlib.sha256(cell.encode()).hexdigest()[:16]}.txt"
+        with self._reporting(path):
+            write_atomically(path, f"{cell}\n\n{text}".encode())
+        return path
+
+    def journal(self, event: str, **facts: Any) -> None:
+        """Append a line for people: what happened, and when."""
+        line = json.dumps({"time": round(time.time(), 3), "event": event, **facts}, ensure_ascii=False)
+        path = self.path / "journal.jsonl"
+        with self._reporting(path), path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    @contextmanager
+    def _reporting(self, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def shard_path(folder: Path, digest: str, first_id: int) -> Path:
+    return folder / "shards" / digest[:16] / f"{first_id}.parquet"
+
+
+def write_shard(path: Path, columns: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> None:
+    """Write rows as Parquet with page checksums, whole or not at all.
+
+    Args:
+        columns: 1-D arrays of one length; a 2-D one is stored as a list of fixed length per row.
+        facts: JSON kept in the file's metadata (the cell's digest, the samples' digest).
+
+    Raises:
+        StoreError: the disk is full, or the folder cannot be written.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table({name: _to_arrow(values) for name, values in columns.items()})
+    table = table.replace_schema_metadata({_METADATA: json.dumps(facts, sort_keys=True).encode()})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    try:
+        write_atomically(path, sink.getvalue().to_pybytes())
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def shard_facts(path: Path) -> dict[str, Any] | None:
+    """What a shard file says of itself; None where there is no whole file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        return None
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+        facts: dict[str, Any] = json.loads(metadata[_METADATA])
+    except (pa.ArrowException, OSError, KeyError, ValueError):
+        return None
+    return facts
+
+
+def _to_arrow(values: NDArray[Any]) -> pa.Array:
+    import pyarrow as pa
+
+    if values.ndim == 1:
+        return pa.array(values)
+    flat = np.ascontiguousarray(values.reshape(len(values), -1))
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), flat.shape[1])
+
+
+def _to_numpy(column: pa.ChunkedArray) -> NDArray[Any]:
+    import pyarrow as pa
+
+    array = column.combine_chunks()
+    if pa.types.is_fixed_size_list(array.type):
+        return np.asarray(array.flatten()).reshape(len(array), array.type.list_size)
+    return np.asarray(array.to_numpy(zero_copy_only=False))
+
+
+@dataclass(frozen=True)
+class CellManifest:
+    """A planned cell as run.json lists it."""
+
+    id: str
+    digest: str
+    model: str
+    threat: str
+    plugin: str
+    dataset: str
+    params: Mapping[str, Any]
+    variants: tuple[str, ...]
+    samples: int
+    shards: tuple[int, ...]  # first sample id of each
+    family: str  # cells of one attack that differ in budget alone
+    budget: float | None
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> CellManifest:
+        values = {name: entry[name] for name in cls.__dataclass_fields__}
+        return cls(**{**values, "variants": tuple(entry["variants"]), "shards": tuple(entry["shards"])})
+
+
+class RowReader:
+    """Reads the rows of cells back, column by column."""
+
+    def __init__(self, folder: Path, cells: Iterable[CellManifest]) -> None:
+        self.folder = folder
+        self.cells = {cell.id: cell for cell in cells}
+
+    def paths(self, cell_id: str) -> list[Path]:
+        cell = self.cells[cell_id]
+        return [shard_path(self.folder, cell.digest, first) for first in cell.shards]
+
+    def is_complete(self, cell_id: str) -> bool:
+        """Whether every planned shard is there."""
+        return all(path.is_file() for path in self.paths(cell_id))
+
+    def columns(self, cell_id: str) -> frozenset[str]:
+        """Names of the cell's columns; empty where no shard is there."""
+        import pyarrow.parquet as pq
+
+        for path in self.paths(cell_id):
+            if path.is_file():
+                return frozenset(pq.read_schema(path).names)
+        return frozenset()
+
+    def raw(self, cell_id: str, columns: Iterable[str]) -> dict[str, NDArray[Any]]:
+        """The rows as the threat gave them, in sample order.
+
+        Raises:
+            StoreError: a shard is missing, damaged or lacks a column.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        wanted = list(dict.fromkeys(columns))
+        tables = []
+        for path in self.paths(cell_id):
+            try:
+                tables.append(pq.read_table(path, columns=wanted, page_checksum_verification=True, memory_map=False))
+            except (pa.ArrowException, OSError) as error:
+                reason = " ".join(str(error).split())
+                raise StoreError(f"shard {path} cannot be read ({reason}); delete it and run again") from error
+            if tables[-1].num_columns != len(wanted):
+                missing = sorted(set(wanted) - set(tables[-1].column_names))
+                raise StoreError(f"cell {cell_id} has no column '{missing[0]}'")
+        table = pa.concat_tables(tables)
+        return {name: _to_numpy(table.column(name)) for name in wanted}
+
+    def rows(self, cell_id: str, columns: Iterable[str]) -> dict[str, NDArray[Any]]:
+        """The rows, an attack's successes shared with its larger budgets.
+
+        An adversarial image inside a smaller budget is one inside a larger: where the attack failed on a sample that
+        it broke at a smaller budget, the row's outcome is that of the smaller one. So robust accuracy never rises
+        with eps.
+        """
+        wanted = list(dict.fromkeys(columns))
+        outcome = [name for name in wanted if name in _OUTCOME]
+        smaller = self.smaller_budgets(cell_id) if outcome else []
+        if not smaller:
+            return self.raw(cell_id, wanted)
+        rows = self.raw(cell_id, {*wanted, "sample_id", "success"})
+        for other in smaller:
+            lesser = self.raw(other, {*outcome, "sample_id", "success"})
+            _take_over(rows, lesser, outcome)
+        return {name: rows[name] for name in wanted}
+
+    def smaller_budgets(self, cell_id: str) -> list[str]:
+        """Complete cells of the same attack at smaller budgets, largest first."""
+        cell = self.cells[cell_id]
+        if not cell.family or cell.budget is None or "success" not in self.columns(cell_id):
+            return []
+        members = [
+            c
+            for c in self.cells.values()
+            if c.family == cell.family and c.budget is not None and c.budget < cell.budget
+        ]
+        members.sort(key=lambda c: -(c.budget or 0.0))
+        return [c.id for c in members if self.is_complete(c.id)]
+
+
+def _take_over(rows: dict[str, NDArray[Any]], lesser: Mapping[str, NDArray[Any]], outcome: Sequence[str]) -> None:
+    order = np.argsort(lesser["sample_id"])
+    place = np.searchsorted(lesser["sample_id"], rows["sample_id"], sorter=order)
+    place = order[np.minimum(place, len(order) - 1)]
+    shared = lesser["sample_id"][place] == rows["sample_id"]
+    take = shared & ~rows["success"] & lesser["success"][place]
+    if take.any():
+        for name in {*outcome, "success"}:
+            column = rows[name].copy()
+            column[take] = lesser[name][place[take]]
+            rows[name] = column
+
+
+class Run:
+    """A finished run, read from its folder."""
+
+    def __init__(self, folder: Path, results: dict[str, Any], info: dict[str, Any]) -> None:
+        self.folder = folder
+        self.results = results
+        self.info = info
+        self.reader = RowReader(folder, [CellManifest.from_json(c) for c in info["cells"]])
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r}, {len(self.cells())} cells)"
+
+    def cells(self) -> list[dict[str, Any]]:
+        """The entries of results.json."""
+        cells: list[dict[str, Any]] = self.results["cells"]
+        return cells
+
+    def columns(self, cell_id: str) -> frozenset[str]:
+        return self.reader.columns(cell_id)
+
+    def rows(self, cell_id: str, columns: Iterable[str]) -> dict[str, NDArray[Any]]:
+        """Columns of a cell's rows in sample order (see `RowReader.rows`)."""
+        return self.reader.rows(cell_id, columns)
+
+    def variants(self, cell_id: str) -> tuple[str, ...]:
+        """The columns that, with sample_id, tell the cell's rows apart."""
+        return self.reader.cells[cell_id].variants
+
+    def complete(self) -> bool:
+        """Whether every planned shard of every cell is there."""
+        return all(self.reader.is_complete(cell) for cell in self.reader.cells)
+
+
+def load_run(folder: Path | str) -> Run:
+    """Read a run folder.
+
+    Raises:
+        MissingDataError: there is no finished run in it.
+        HarnessError: its files are damaged or of a newer schema.
+    """
+    folder = Path(folder)
+    documents = []
+    for name in ("results.json", "run.json"):
+        path = folder / name
+        try:
+            documents.append(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            what = "no such folder" if not folder.is_dir() else f"no {name} in it: the run did not finish; run it again"
+            raise MissingDataError(f"run {folder}: {what}") from None
+        except (OSError, ValueError) as error:
+            raise HarnessError(f"{path} cannot be read: {error}") from error
+        schema = documents[-1].get("schema") if isinstance(documents[-1], dict) else None
+        if schema != SCHEMA:
+            raise HarnessError(f"{path} has schema {schema}; this harness reads schema {SCHEMA}")
+    return Run(folder, documents[0], documents[1])

@@ -1,0 +1,457 @@
+"""Suite file -> Suite: what the user wrote in TOML, validated, all problems listed at once."""
+
+from __future__ import annotations
+
+import itertools
+import tomllib
+import typing
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from harness.datasets import SliceSpec
+from harness.errors import HarnessError, MissingDataError, PluginError, SuiteError, did_you_mean
+from harness.gate_options import GateOptions
+from harness.host import Host
+from harness.info import ModelInfo, ThreatInfo, resolve
+from harness.options import Options, option
+
+OptionsT = TypeVar("OptionsT", bound=BaseModel)
+
+
+class SuiteTable(Options):
+    """The `[suite]` table."""
+
+    name: str = option(help="name of the suite; the run folder is runs/NAME unless --out says otherwise", min_length=1)
+    dataset: str | dict[str, Any] = option(help="data set: a name, or a table with name, split and its options")
+    seed: int = option(0, help="seed of every random stream", ge=0)
+    level: float = option(0.95, help="confidence level of the intervals", gt=0.5, lt=1)
+    shard_size: int = option(256, help="samples in one unit of work", ge=1)
+    microbatch: int | None = option(None, help="samples evaluated at a time; the whole shard by default", ge=1)
+    store_images: bool = option(True, help="keep every attacked image in the rows, so that it can be replayed")
+
+
+class SliceTable(Options):
+    """The keys of a dataset table that the host understands for every data set."""
+
+    limit: int | None = option(None, help="use only so many samples", ge=1)
+    subset: Literal["first", "stratified"] = option("first", help="which samples a limit keeps")
+    subset_seed: int = option(0, help="seed of a stratified subset", ge=0)
+    classes: tuple[str | int, ...] | None = option(None, help="keep only samples of these classes (names or indices)")
+    label_map: dict[str, str | int] = option(
+        help="rename classes of the data set to classes of the model", default_factory=dict
+    )
+
+
+class ThreatTable(Options):
+    """The keys of a threat table that the host understands for every threat."""
+
+    name: str | None = option(None, help="what to call the threat in results", min_length=1)
+    limit: int | None = option(None, help="use only so many samples for this threat", ge=1)
+
+
+_THREAT_KEYS = ("plugin", *ThreatTable.model_fields)
+
+
+@dataclass(frozen=True)
+class DatasetEntry:
+    """A data set as asked for: the plugin, its options and the choice of samples."""
+
+    name: str
+    options: BaseModel | None
+    spec: SliceSpec
+    table: Mapping[str, Any]  # as written, JSON-able: what a worker validates again
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One `[models.NAME]` table; `table` holds its options as written."""
+
+    name: str
+    info: ModelInfo
+    options: BaseModel | None
+    table: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ThreatEntry:
+    """One threat with concrete parameters: a `[[threats]]` table, or one point of its grid."""
+
+    label: str
+    info: ThreatInfo
+    options: BaseModel | None
+    limit: int | None
+    table: Mapping[str, Any]
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Every option with its resolved value, as JSON."""
+        return {} if self.options is None else self.options.model_dump(mode="json")
+
+    @property
+    def budget(self) -> float | None:
+        """The value of the option that sets the attack's strength, if it has one."""
+        name = self.info.budget_option
+        return None if name is None else float(getattr(self.options, name))
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A validated suite."""
+
+    path: Path | None
+    folder: Path
+    settings: SuiteTable
+    dataset: DatasetEntry
+    models: tuple[ModelEntry, ...]
+    threats: tuple[ThreatEntry, ...]
+    gate: GateOptions | None
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    def resolved(self) -> dict[str, Any]:
+        """The suite with every default filled in, as JSON."""
+        return {
+            "suite": self.settings.model_dump(mode="json"),
+            "models": {m.name: {"plugin": m.info.name, **_dump(m.options)} for m in self.models},
+            "threats": [{"plugin": t.info.name, "label": t.label, "limit": t.limit, **t.params} for t in self.threats],
+            "gate": _dump(self.gate) if self.gate else None,
+        }
+
+
+def load_suite(path: Path | str, host: Host, overrides: Sequence[str] = ()) -> Suite:
+    """Read and validate a suite file.
+
+    Args:
+        path: a TOML file, or the name of a suite that ships with the harness ("quickstart").
+        overrides: ``key=value`` after `--set`: ``suite.seed=1``, ``models.mine.checkpoint=w.safetensors``,
+            ``threats.pgd.steps=10`` (every threat of that plugin or name), ``threats[0].eps=[0.1, 0.2]``.
+
+    Raises:
+        MissingDataError: no such file.
+        SuiteError: everything that is wrong with it, one line each.
+    """
+    file = find_suite(path)
+    try:
+        document = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SuiteError(str(path), [f"not valid TOML: {error}"]) from error
+    for text in overrides:
+        apply_override(document, text)
+    return parse_suite(document, host, source=str(path), path=file)
+
+
+def find_suite(path: Path | str) -> Path:
+    """The file meant: a path, or the name of one of the suites that ship with the harness."""
+    file = Path(path)
+    if file.is_file():
+        return file.resolve()
+    shipped = shipped_suites()
+    bundled = shipped / file.name if file.parts[:1] == ("suites",) else shipped / f"{file}.toml"
+    if bundled.is_file():
+        return bundled
+    known = [f.stem for f in shipped.glob("*.toml")] if shipped.is_dir() else []
+    raise MissingDataError(f"suite {path}: no such file{did_you_mean(file.stem, known)}")
+
+
+def shipped_suites() -> Path:
+    """The folder of the suites that ship with the harness: in the wheel, or beside it in a checkout."""
+    here = Path(__file__).parent
+    return here / "_suites" if (here / "_suites").is_dir() else here.parent / "suites"
+
+
+def parse_suite(document: Mapping[str, Any], host: Host, *, source: str = "suite", path: Path | None = None) -> Suite:
+    """Validate a suite given as the dictionary a TOML file would give.
+
+    Raises:
+        SuiteError: everything that is wrong with it, one line each.
+    """
+    problems: list[str] = []
+    known = ("suite", "models", "threats", "gate")
+    for key in document:
+        if key not in known:
+            problems.append(f"{key}: unknown table{did_you_mean(key, known)} (a suite has {', '.join(known)})")
+    settings = _table(SuiteTable, document.get("suite"), "suite", problems)
+    # Without settings the data set can still be checked, so that all problems are listed at once.
+    raw_dataset = document["suite"].get("dataset") if isinstance(document.get("suite"), dict) else None
+    dataset = None
+    if raw_dataset is not None:
+        try:
+            dataset = dataset_entry(raw_dataset, host, "suite.dataset")
+        except SuiteError as error:
+            problems.extend(error.problems)
+    models = _models(document.get("models"), host, problems)
+    threats = _threats(document.get("threats"), host, problems)
+    gate = _table(GateOptions, document["gate"], "gate", problems) if "gate" in document else None
+    if problems or settings is None or dataset is None:
+        raise SuiteError(source, problems or ["suite.dataset: missing"])
+    folder = path.parent if path else Path.cwd()
+    return Suite(path, folder, settings, dataset, tuple(models), tuple(threats), gate)
+
+
+def validate_options(
+    options: type[OptionsT] | None, table: Mapping[str, Any], where: str
+) -> tuple[OptionsT | None, list[str]]:
+    """A plugin's options from a table, or the problems, each a line that begins with `where` and the key's path."""
+    if options is None:
+        return None, [f"{where} {key}: unknown key; this plugin has no options" for key in table]
+    try:
+        return options.model_validate(dict(table)), []
+    except ValidationError as error:
+        return None, [_problem(options, e, where) for e in error.errors()]
+
+
+def dataset_entry(raw: Any, host: Host, where: str) -> DatasetEntry:
+    """A data set from its name or table.
+
+    Raises:
+        SuiteError: everything that is wrong with it, one line each.
+    """
+    table = {"name": raw} if isinstance(raw, str) else raw
+    if not isinstance(table, Mapping) or not isinstance(table.get("name"), str):
+        example = '{ name = "digits", split = "test" }'
+        raise SuiteError(where, [f"{where}: expected a name or a table with a name, such as {example}"])
+    name = table["name"]
+    try:
+        info = host.datasets.get(name)
+        options_class = resolve(info.options, f"dataset '{name}'")
+    except PluginError as error:
+        raise SuiteError(where, [f"{where} name: {error}"]) from error
+    own = {k: v for k, v in table.items() if k in SliceTable.model_fields}
+    rest = {k: v for k, v in table.items() if k not in own and k != "name"}
+    slicing, found = validate_options(SliceTable, own, f"{where} ({name})")
+    options, more = validate_options(options_class, rest, f"{where} ({name})")
+    if slicing is None or more:
+        raise SuiteError(where, found + more)
+    return DatasetEntry(name, options, SliceSpec(**dict(slicing)), dict(table))
+
+
+def apply_override(document: dict[str, Any], text: str) -> None:
+    """Set one value of a suite document from ``key=value``.
+
+    Raises:
+        HarnessError: no ``=``, or a path that leads nowhere.
+    """
+    path, separator, raw = text.partition("=")
+    if not separator or not path.strip():
+        raise HarnessError(f"--set {text}: expected key=value, such as suite.seed=1")
+    targets: list[Any] = [document]
+    keys = path.strip().split(".")
+    for position, key in enumerate(keys[:-1]):
+        targets = [t for target in targets for t in _descend(target, key)]
+        if not targets:
+            raise HarnessError(f"--set {text}: the suite has no '{'.'.join(keys[: position + 1])}'")
+    for target in targets:
+        target[keys[-1]] = parse_value(raw)
+
+
+def parse_value(raw: str) -> Any:
+    """A value as TOML writes it; text that is no TOML value stands for itself (``8/255``, ``linf``)."""
+    try:
+        return tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        return raw
+
+
+def _descend(target: Any, key: str) -> list[Any]:
+    name, _, index = key.partition("[")
+    if isinstance(target, list):
+        return [t for t in target if isinstance(t, dict) and name in (t.get("name"), t.get("plugin"))]
+    if not isinstance(target, dict):
+        return []
+    if name in ("suite", "gate") and name not in target:
+        target[name] = {}
+    value = target.get(name)
+    if index and isinstance(value, list):
+        number = index.rstrip("]")
+        return [value[int(number)]] if number.isdigit() and int(number) < len(value) else []
+    return [value] if isinstance(value, (dict, list)) else []
+
+
+def model_entry(name: str, plugin: str, table: Mapping[str, Any], host: Host) -> ModelEntry:
+    """A model from its plugin's name and options.
+
+    Raises:
+        SuiteError: everything that is wrong with it, one line each.
+    """
+    where = f"models.{name} ({plugin})"
+    try:
+        info = host.models.get(plugin)
+        options_class = resolve(info.options, f"model plugin '{plugin}'")
+    except PluginError as error:
+        raise SuiteError(where, [f"models.{name} plugin: {error}"]) from error
+    options, problems = validate_options(options_class, table, where)
+    if problems:
+        raise SuiteError(where, problems)
+    return ModelEntry(name, info, options, table)
+
+
+def threat_entry(
+    label: str, plugin: str, table: Mapping[str, Any], host: Host, limit: int | None = None
+) -> ThreatEntry:
+    """A threat with concrete parameters from its plugin's name and options.
+
+    Raises:
+        SuiteError: everything that is wrong with it, one line each.
+    """
+    info, options_class = _threat_info(plugin, host, label)
+    options, problems = validate_options(options_class, table, label)
+    if problems:
+        raise SuiteError(label, problems)
+    return ThreatEntry(label, info, options, limit, table)
+
+
+def _threat_info(plugin: str, host: Host, where: str) -> tuple[ThreatInfo, type[BaseModel] | None]:
+    try:
+        info = host.threats.get(plugin)
+        return info, resolve(info.options, f"threat '{plugin}'")
+    except PluginError as error:
+        raise SuiteError(where, [f"{where} plugin: {error}"]) from error
+
+
+def _models(raw: Any, host: Host, problems: list[str]) -> list[ModelEntry]:
+    if not isinstance(raw, dict) or not raw:
+        problems.append("models: a suite needs at least one table [models.NAME]")
+        return []
+    entries = []
+    for name, table in raw.items():
+        plugin = table.get("plugin") if isinstance(table, dict) else None
+        if not isinstance(plugin, str):
+            problems.append(f"models.{name} plugin: missing; name a model plugin (see `harness plugins`)")
+            continue
+        try:
+            entries.append(model_entry(name, plugin, {k: v for k, v in table.items() if k != "plugin"}, host))
+        except SuiteError as error:
+            problems.extend(error.problems)
+    return entries
+
+
+def _threats(raw: Any, host: Host, problems: list[str]) -> list[ThreatEntry]:
+    if not isinstance(raw, list) or not raw:
+        problems.append("threats: a suite needs at least one table [[threats]]")
+        return []
+    entries: list[ThreatEntry] = []
+    for index, table in enumerate(raw):
+        plugin = table.get("plugin") if isinstance(table, dict) else None
+        if not isinstance(plugin, str):
+            problems.append(f"threats[{index}] plugin: missing; name a threat (see `harness plugins`)")
+            continue
+        try:
+            entries.extend(_grid(plugin, table, f"threats[{index}] ({plugin})", host))
+        except SuiteError as error:
+            problems.extend(error.problems)
+    labels = Counter(entry.label for entry in entries)
+    problems.extend(
+        f"threats: {count} threats are called '{label}'; give them names"
+        for label, count in labels.items()
+        if count > 1
+    )
+    return entries
+
+
+def _grid(plugin: str, table: Mapping[str, Any], where: str, host: Host) -> list[ThreatEntry]:
+    """The threats of one `[[threats]]` table: one for each combination of the lists given for scalar options."""
+    _, options_class = _threat_info(plugin, host, where)
+    common, problems = validate_options(
+        ThreatTable, {k: table[k] for k in ThreatTable.model_fields if k in table}, where
+    )
+    own = {k: v for k, v in table.items() if k not in _THREAT_KEYS}
+    grid = [key for key, value in own.items() if isinstance(value, list) and not _takes_list(options_class, key)]
+    problems.extend(f"{where} {key}: an empty list makes no cells" for key in grid if not own[key])
+    entries = []
+    for point in itertools.product(*([(key, value) for value in own[key]] for key in grid)):
+        concrete = {**own, **dict(point)}
+        try:
+            entry = threat_entry(where, plugin, concrete, host)
+        except SuiteError as error:
+            problems.extend(p for p in error.problems if p not in problems)
+            continue
+        if common is not None:
+            shown = dict(point) if common.name else concrete
+            label = (common.name or plugin) + _params_text(shown, entry.options)
+            entries.append(replace(entry, label=label, limit=common.limit))
+    if problems:
+        raise SuiteError(where, problems)
+    return entries
+
+
+def _params_text(shown: Mapping[str, Any], options: BaseModel | None) -> str:
+    """`[eps=8/255, norm=linf]`: parameters as the user wrote them, in the order the plugin declares them."""
+    if not shown or options is None:
+        return ""
+    values = options.model_dump(mode="json")
+    parts = [f"{key}={_compact(values[key])}" for key in type(options).model_fields if key in shown]
+    return f"[{','.join(parts)}]"
+
+
+def _compact(value: Any) -> str:
+    if isinstance(value, list):
+        return "+".join(_compact(v) for v in value)
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{k}={_compact(v)}" for k, v in value.items()) + "}"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _takes_list(options: type[BaseModel] | None, key: str) -> bool:
+    """Whether an option is a list by type, so that a list given for it is one value and not a grid."""
+    found = options.model_fields.get(key) if options is not None else None
+    return found is not None and _is_sequence(found.annotation)
+
+
+def _is_sequence(annotation: Any) -> bool:
+    origin = typing.get_origin(annotation)
+    if origin in (typing.Union, UnionType, typing.Annotated):
+        return any(_is_sequence(a) for a in typing.get_args(annotation))
+    kind = origin or annotation
+    return isinstance(kind, type) and issubclass(kind, (list, tuple, set, frozenset, Sequence)) and kind is not str
+
+
+def _table(model: type[OptionsT], raw: Any, where: str, problems: list[str]) -> OptionsT | None:
+    if not isinstance(raw, dict):
+        problems.append(f"{where}: missing; a suite needs a table [{where}]")
+        return None
+    value, found = validate_options(model, raw, where)
+    problems.extend(found)
+    return value
+
+
+def _problem(options: type[BaseModel], error: Any, where: str) -> str:
+    """One of pydantic's errors as a line: path of the key, what was expected, the nearest valid name."""
+    location = ".".join(str(part) for part in error["loc"] if not str(part).startswith("function-"))
+    at = f"{where} {location}" if location else where
+    if error["type"] == "extra_forbidden":
+        fields = _fields_at(options, error["loc"][:-1])
+        return f"{at}: unknown key{did_you_mean(str(error['loc'][-1]), fields)}"
+    if error["type"] == "missing":
+        return f"{at}: missing"
+    message = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    shown = error.get("input")
+    if error["type"] in ("amount", "value_error") or isinstance(shown, (dict, BaseModel)):
+        return f"{at}: {message}"
+    if error["type"] == "literal_error" and isinstance(shown, str):
+        expected = error["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+        return f"{at}: {message}, not {shown!r}{did_you_mean(shown, expected)}"
+    return f"{at}: {message}, not {shown!r}"
+
+
+def _fields_at(options: type[BaseModel], location: Sequence[Any]) -> list[str]:
+    """Names of the fields of the (nested) model at a path."""
+    current: Any = options
+    for part in location:
+        found = getattr(current, "model_fields", {}).get(part)
+        if found is None:
+            continue
+        nested = [a for a in (found.annotation, *typing.get_args(found.annotation)) if hasattr(a, "model_fields")]
+        current = nested[0] if nested else None
+    return list(getattr(current, "model_fields", {}))
+
+
+def _dump(options: BaseModel | None) -> dict[str, Any]:
+    return {} if options is None else options.model_dump(mode="json")
