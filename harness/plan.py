@@ -79,22 +79,20 @@ class Plan:
     identity: dict[str, str]
 
 
-def expand(suite: Suite, only: str | None = None) -> list[Cell]:
+def expand(suite: Suite, only: Sequence[str] = ()) -> list[Cell]:
     """All cells of a suite, without looking at data or checkpoints; impossible pairs carry the reason.
 
     Args:
-        only: keep the cells whose id matches (`*` and `?` are wildcards).
+        only: keep the cells whose id matches one of these patterns (`*` and `?` are wildcards).
 
     Raises:
-        HarnessError: `only` matches no cell.
+        HarnessError: a pattern matches no cell.
     """
     cells = [_cell(model, threat, suite.dataset.name) for model in suite.models for threat in suite.threats]
-    if only is None:
-        return cells
-    chosen = [cell for cell in cells if matches_glob(cell.id, only)]
-    if not chosen:
-        raise HarnessError(f"--only {only}: no cell matches{did_you_mean(only, [c.id for c in cells])}")
-    return chosen
+    for pattern in only:
+        if not any(matches_glob(cell.id, pattern) for cell in cells):
+            raise HarnessError(f"--only {pattern}: no cell matches{did_you_mean(pattern, [c.id for c in cells])}")
+    return [cell for cell in cells if not only or any(matches_glob(cell.id, pattern) for pattern in only)]
 
 
 def _cell(model: ModelEntry, threat: ThreatEntry, dataset: str) -> Cell:

@@ -37,7 +37,7 @@ class RunOptions:
         workers: processes; by default one a core on the CPU, one on a GPU.
         executor: name of a registered executor; "inline" for one worker, else "processes", by default.
         limit: use only so many samples of each cell; such a run cannot gate.
-        only: run the cells whose id matches this pattern.
+        only: run the cells whose id matches one of these patterns; all of them by default.
         fresh: forget what was computed before in this folder.
         plugins: as after `-p`; workers load them too.
         data_root: folder of the data sets; ``$HARNESS_DATA`` by default.
@@ -48,7 +48,7 @@ class RunOptions:
     workers: int | None = None
     executor: str | None = None
     limit: int | None = None
-    only: str | None = None
+    only: tuple[str, ...] = ()
     fresh: bool = False
     plugins: tuple[str, ...] = ()
     data_root: Path | None = None
@@ -332,7 +332,7 @@ class _Driver:
             "seed": self.setting.seed,
             "workers": self.options.workers,
             "limited": self.options.limit is not None,
-            "only": self.options.only,
+            "only": list(self.options.only),
             "identity": self.plan.identity,
             "cells": [vars(m) for m in manifests],
             "timings": {

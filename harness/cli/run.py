@@ -20,7 +20,7 @@ from harness.errors import ExitCode
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override, as threats.pgd.steps=10."
 )
-@click.option("--only", metavar="GLOB", help="Run only the cells whose id matches, as 'cnn/pgd*'.")
+@click.option("--only", multiple=True, metavar="GLOB", help="Run only the cells whose id matches, as 'cnn/pgd*'.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and run nothing; names what is missing.")
 @click.option("--fresh", is_flag=True, help="Forget what was computed before in the run folder.")
 @click.option("--data-root", type=click.Path(path_type=Path), help="Folder of the data sets [$HARNESS_DATA].")
