@@ -33,16 +33,14 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
-        # A 32 x 32 bit product wraps into the sign bit of int64; shift and mask recover both halves.
+        # A 32 x 32 bit product wraps into the sign bit of int64; shift and mask recover its high half. The low half is
+        # masked once it has been mixed in: what stands above its 32 bits until then is harmless.
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = (
-            ((p1 >> 32) & _MASK) ^ c1 ^ k0,
-            p1 & _MASK,
-            ((p0 >> 32) & _MASK) ^ c3 ^ k1,
-            p0 & _MASK,
-        )
+        c0 = ((p1 >> 32) ^ c1).bitwise_xor_(k0).bitwise_and_(_MASK)
+        c2 = ((p0 >> 32) ^ c3).bitwise_xor_(k1).bitwise_and_(_MASK)
+        c1, c3 = p1, p0
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    return c0, c1, c2, c3
+    return c0, c1 & _MASK, c2, c3 & _MASK
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,9 @@ class Draws:
         import torch
 
         size = math.prod(shape)
-        text = repr((*self.key, name, self.draw)).encode()
+        # int() so that a NumPy integer, whose repr differs, names the same stream.
+        parts = [part if isinstance(part, str) else int(part) for part in (*self.key, name, self.draw)]
+        text = repr(tuple(parts)).encode()
         words = hashlib.blake2b(text, digest_size=8).digest()
         key = (int.from_bytes(words[:4], "little"), int.from_bytes(words[4:], "little"))
         blocks = torch.arange(-(-size // 4), device=self.ids.device)[None, :]
