@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,8 +70,9 @@ class DatasetFacts:
 class SliceSpec:
     """Which samples of a data set: the keys of a suite's dataset table that the host itself understands.
 
-    `classes` keeps only the samples of these classes (names or indices). `label_map` renames classes of the data set to
-    classes of the model: {"data set's class": "model's class name or index"}.
+    `classes` keeps only the samples of these classes (names or indices). `label_map` turns classes of the data set into
+    classes of the model: {"data set's class": target}. Targets are all indices of the model's outputs, and then every
+    class that is kept needs one; or all names, which rename classes in place and merge those given the same name.
     """
 
     limit: int | None = None
@@ -90,7 +91,6 @@ class DatasetSlice:
         self.dataset = dataset
         self.spec = spec
         labels = np.asarray(dataset.labels(), dtype=np.int64)
-        mapping, names = _label_mapping(dataset.class_names, spec.label_map)
         if labels.size and (labels.min() < 0 or labels.max() >= len(dataset.class_names)):
             bad = int(np.flatnonzero((labels < 0) | (labels >= len(dataset.class_names)))[0])
             raise HarnessError(
@@ -98,8 +98,11 @@ class DatasetSlice:
                 f" {len(dataset.class_names) - 1}"
             )
         ids = np.arange(labels.size, dtype=np.int64)
+        kept = list(range(len(dataset.class_names)))
         if spec.classes is not None:
-            ids = ids[np.isin(labels, _class_indices(name, dataset.class_names, spec.classes))]
+            kept = _class_indices(name, dataset.class_names, spec.classes)
+            ids = ids[np.isin(labels, kept)]
+        mapping, names = _label_mapping(name, dataset.class_names, spec.label_map, kept)
         self.ids: Ints = _subset(ids, labels, spec)
         self._labels: Ints = mapping[labels]
         self.facts = DatasetFacts(name, dataset.shape, dataset.levels, names)
@@ -138,21 +141,34 @@ class DatasetSlice:
         return state.hexdigest()
 
 
-def _label_mapping(names: tuple[str, ...], label_map: Mapping[str, str | int]) -> tuple[Ints, tuple[str, ...]]:
+def _label_mapping(
+    name: str, names: tuple[str, ...], label_map: Mapping[str, str | int], kept: list[int]
+) -> tuple[Ints, tuple[str, ...]]:
+    """The new label of each class (-1 for one that is not kept and has none), and the new class names."""
     if not label_map:
         return np.arange(len(names), dtype=np.int64), names
     unknown = sorted(set(label_map) - set(names))
     if unknown:
-        raise HarnessError(f"label_map: '{unknown[0]}' is not a class of the data set")
-    targets = [label_map.get(name, name) for name in names]
-    if all(isinstance(t, int) for t in targets):
-        indices = np.array(targets, dtype=np.int64)
-        if indices.min() < 0:
-            raise HarnessError("label_map: class indices start at 0")
-        by_index = {int(i): name for name, i in zip(names, indices, strict=True)}
-        return indices, tuple(by_index.get(i, str(i)) for i in range(int(indices.max()) + 1))
-    merged = tuple(dict.fromkeys(str(t) for t in targets))
-    return np.array([merged.index(str(t)) for t in targets], dtype=np.int64), merged
+        raise HarnessError(
+            f"dataset '{name}': label_map: '{unknown[0]}' is not a class of it{did_you_mean(unknown[0], names)}"
+        )
+    if all(isinstance(target, str) for target in label_map.values()):
+        renamed = [str(label_map.get(class_name, class_name)) for class_name in names]
+        merged = tuple(dict.fromkeys(renamed))
+        return np.array([merged.index(class_name) for class_name in renamed], dtype=np.int64), merged
+    if not all(isinstance(target, int) for target in label_map.values()):
+        raise HarnessError(f"dataset '{name}': label_map: give names for all classes or indices for all, not both")
+    missing = [names[label] for label in kept if names[label] not in label_map]
+    if missing:
+        raise HarnessError(
+            f"dataset '{name}': label_map gives no index for class '{missing[0]}'"
+            f" ({len(missing)} missing); add it, or leave the class out with the key classes"
+        )
+    mapping = np.array([label_map.get(class_name, -1) for class_name in names], dtype=np.int64)
+    if min(int(target) for target in label_map.values()) < 0:
+        raise HarnessError(f"dataset '{name}': label_map: class indices start at 0")
+    by_index = {int(target): class_name for class_name, target in label_map.items()}
+    return mapping, tuple(by_index.get(i, str(i)) for i in range(int(mapping.max()) + 1))
 
 
 def _class_indices(name: str, names: tuple[str, ...], wanted: tuple[str | int, ...]) -> list[int]:
@@ -174,8 +190,8 @@ def _subset(ids: Ints, labels: Ints, spec: SliceSpec) -> Ints:
     if spec.subset == "first":
         return ids[: spec.limit]
     # A seeded shuffle inside each class; taking every class's k-th sample at quantile (k + 1/2) / n keeps the shares.
-    generator = np.random.Generator(np.random.Philox(spec.subset_seed))
-    order = generator.permutation(ids.size)
+    # Raw Philox words, because NumPy may change what Generator.permutation makes of them.
+    order = np.argsort(np.random.Philox(spec.subset_seed).random_raw(ids.size), kind="stable")
     quantile = np.empty(ids.size)
     for label in np.unique(labels[ids]):
         members = order[labels[ids[order]] == label]
