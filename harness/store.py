@@ -202,8 +202,10 @@ class RowReader:
                 return frozenset(pq.read_schema(path).names)
         return frozenset()
 
-    def raw(self, cell_id: str, columns: Iterable[str]) -> dict[str, NDArray[Any]]:
-        """The rows as the threat gave them, in sample order.
+    def raw(
+        self, cell_id: str, columns: Iterable[str], ids: NDArray[np.int64] | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """The rows as the threat gave them, in sample order; with `ids`, only those of these samples.
 
         Raises:
             StoreError: a shard is missing, damaged or lacks a column.
@@ -222,10 +224,15 @@ class RowReader:
             if tables[-1].num_columns != len(wanted):
                 missing = sorted(set(wanted) - set(tables[-1].column_names))
                 raise StoreError(f"cell {cell_id} has no column '{missing[0]}'")
+            if ids is not None:
+                samples = pq.read_table(path, columns=["sample_id"], memory_map=False).column("sample_id").to_numpy()
+                tables[-1] = tables[-1].filter(pa.array(np.isin(samples, ids)))
         table = pa.concat_tables(tables)
         return {name: _to_numpy(table.column(name)) for name in wanted}
 
-    def rows(self, cell_id: str, columns: Iterable[str]) -> dict[str, NDArray[Any]]:
+    def rows(
+        self, cell_id: str, columns: Iterable[str], ids: NDArray[np.int64] | None = None
+    ) -> dict[str, NDArray[Any]]:
         """The rows, an attack's successes shared with its larger budgets.
 
         An adversarial image inside a smaller budget is one inside a larger: where the attack failed on a sample that
@@ -236,11 +243,12 @@ class RowReader:
         outcome = [name for name in wanted if name in _OUTCOME]
         smaller = self.smaller_budgets(cell_id) if outcome else []
         if not smaller:
-            return self.raw(cell_id, wanted)
-        rows = self.raw(cell_id, {*wanted, "sample_id", "success"})
+            return self.raw(cell_id, wanted, ids)
+        rows = self.raw(cell_id, {*wanted, "sample_id", "success"}, ids)
         for other in smaller:
-            lesser = self.raw(other, {*outcome, "sample_id", "success"})
-            _take_over(rows, lesser, outcome)
+            lesser = self.raw(other, {*outcome, "sample_id", "success"}, ids)
+            if len(lesser["sample_id"]):
+                _take_over(rows, lesser, outcome)
         return {name: rows[name] for name in wanted}
 
     def smaller_budgets(self, cell_id: str) -> list[str]:
@@ -290,9 +298,11 @@ class Run:
     def columns(self, cell_id: str) -> frozenset[str]:
         return self.reader.columns(cell_id)
 
-    def rows(self, cell_id: str, columns: Iterable[str]) -> dict[str, NDArray[Any]]:
-        """Columns of a cell's rows in sample order (see `RowReader.rows`)."""
-        return self.reader.rows(cell_id, columns)
+    def rows(
+        self, cell_id: str, columns: Iterable[str], ids: NDArray[np.int64] | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """Columns of a cell's rows in sample order, of the samples `ids` or of all (see `RowReader.rows`)."""
+        return self.reader.rows(cell_id, columns, ids)
 
     def variants(self, cell_id: str) -> tuple[str, ...]:
         """The columns that, with sample_id, tell the cell's rows apart."""

@@ -48,7 +48,7 @@ def _cell_rows(cell: Mapping[str, Any], several_datasets: bool, *, repeated: boo
     first = [
         Text("" if repeated else visible(cell.get("model", ""), _NAME_LIMIT)),
         Text(visible(threat, _NAME_LIMIT)),
-        Text("" if cell.get("n") is None else str(cell["n"])),
+        Text(str(cell.get("n") or "")),
     ]
     metrics = cell.get("metrics") or {}
     names = headline_metrics(metrics) if status == "ok" else []

@@ -7,12 +7,14 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.text import Text
 
 from harness.hookspecs import hookimpl
+from harness.report import REPORT_FILE
 from harness.report.tables import results_view
 from harness.report.wording import audit_state, heading, headline_metrics, interval, visible
 
@@ -68,6 +70,11 @@ class CellProgress:
         left = self.seconds_left
         speed = f"{self.rate:.3g}" if self.rate < 100 else f"{self.rate:.0f}"
         return f"{speed} images/s" + (f", {clock_time(left)} left" if left and not self.status else "")
+
+
+def shorter(path: Path) -> Path:
+    """`path` from the current folder, where that is above it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def clock_time(seconds: float) -> str:
@@ -146,10 +153,12 @@ class TerminalReporter:
         self.close()
         self.console.print()
         self.console.print(results_view(event.results))
-        if event.paths:
+        report = event.folder / REPORT_FILE
+        paths = [*event.paths, *([report] if report.is_file() and report not in event.paths else [])]
+        if paths:
             self.console.print()
-            for path in event.paths:
-                self._print(f"wrote {visible(path)}")
+        for path in paths:
+            self._print(f"wrote {visible(shorter(path))}")
 
     @property
     def uses_bars(self) -> bool:
