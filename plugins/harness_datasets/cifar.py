@@ -6,6 +6,7 @@ the cache as all pixels followed by all labels, and read from there by offset.
 
 from __future__ import annotations
 
+import gzip
 import io
 import tarfile
 import zlib
@@ -185,7 +186,7 @@ def _blobs(source: Path, form: _Form, split: str) -> Iterator[tuple[str, bytes]]
             yield str(file), file.read_bytes()
         return
     try:
-        with tarfile.open(source, "r:*") as archive:
+        with tarfile.open(source, "r:gz") as archive:
             for name in form.files[split]:
                 member = archive.extractfile(f"{form.folder}/{name}")
                 if member is None:
@@ -193,7 +194,7 @@ def _blobs(source: Path, form: _Form, split: str) -> Iterator[tuple[str, bytes]]
                 yield f"{source}: {name}", member.read()
     except KeyError as error:
         raise HarnessError(f"{source}: {error.args[0]}; fetch it again") from error
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise HarnessError(f"{source}: is truncated or no .tar.gz file ({error}); fetch it again") from error
 
 

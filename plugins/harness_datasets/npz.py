@@ -75,7 +75,7 @@ class NpzArrays:
     def images(self, index: Ints) -> Tensor:
         pixels = self._rows.read(index)
         top = 1 if np.issubdtype(pixels.dtype, np.floating) else self.levels - 1
-        inside = ((pixels >= 0) & (pixels <= top)).reshape(len(pixels), -1).all(axis=1)
+        inside = ((pixels >= 0) & (pixels <= top)).all(axis=tuple(range(1, pixels.ndim)))
         if not inside.all():
             bad = int(np.asarray(index)[~inside][0])
             mend = "save x as uint8 or divide it by its range" if top == 1 else f"the option levels is {self.levels}"

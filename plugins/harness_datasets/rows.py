@@ -54,12 +54,9 @@ class RowFile:
         index = checked(index, self.count, self.origin)
         out = np.empty((index.size, *self.shape), self.dtype)
         view = out.reshape(-1).view(np.uint8)
-        starts = np.flatnonzero(np.diff(index, prepend=-2) != 1)  # runs of consecutive rows are one read each
-        ends = np.append(starts[1:], index.size)
-        spans = [
-            (self.offset + int(index[a]) * self.row_bytes, (b - a) * self.row_bytes)
-            for a, b in zip(starts.tolist(), ends.tolist(), strict=True)
-        ]
+        breaks = np.flatnonzero(np.diff(index) != 1) + 1
+        runs = np.split(index, breaks) if index.size else []  # of consecutive rows, one read each
+        spans = [(self.offset + int(run[0]) * self.row_bytes, run.size * self.row_bytes) for run in runs]
         _read_spans(self.path, self.origin, spans, view)
         return out.astype(self.dtype.newbyteorder("="), copy=False)
 
