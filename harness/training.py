@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import checkpoints
+from harness.errors import StoreError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +42,7 @@ class FitSession:
 
     def save_state(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Keep everything needed to go on exactly here: weights, optimiser, generator state, position."""
-        checkpoints.save(self.state_path, tensors, {**self.header, "state": dict(state)})
+        _save(self.state_path, tensors, {**self.header, "state": dict(state)})
 
     def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The state of an interrupted run with the same header, or None."""
@@ -53,8 +54,16 @@ class FitSession:
 
     def finish(self, tensors: Mapping[str, Tensor], **results: Any) -> None:
         """Write the final checkpoint, with `results` (such as the last loss) in its header."""
-        checkpoints.save(self.out, tensors, {**self.header, "results": results})
+        _save(self.out, tensors, {**self.header, "results": results})
         self.state_path.unlink(missing_ok=True)
+
+
+def _save(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    try:
+        checkpoints.save(path, tensors, header)
+    except OSError as error:
+        reason = error.strerror or error
+        raise StoreError(f"cannot write {path}: {reason}; what was saved before is still there") from error
 
 
 def _as_json(header: Mapping[str, Any]) -> Any:

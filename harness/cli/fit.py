@@ -90,6 +90,8 @@ def command(
     """
     from harness.host import load_host
 
+    if out.suffix != ".safetensors":
+        raise HarnessError(f"--out {out}: a checkpoint's name must end in .safetensors")
     job = plan_job(load_host(plugins), model, dataset, assignments)
     results, fitted = run_job(job, plugins, out, seed, data_root, device, fresh)
     text = ", ".join(f"{name.replace('_', ' ')} {_number(value)}" for name, value in results.items())

@@ -53,12 +53,17 @@ def find_checkpoint(name: str, folder: Path) -> Path:
 
 
 def find_file(name: str, folder: Path, what: str) -> Path:
-    """`name` as a path that starts at `folder`.
+    """`name` as a path that starts at `folder`; ``$HARNESS_DATA`` and other environment variables are filled in.
 
     Raises:
-        MissingDataError: no such file.
+        MissingDataError: no such file, or no such variable.
     """
-    path = folder / Path(name).expanduser()
+    filled = os.path.expandvars(name)
+    unset = re.search(r"\$(\w+|\{\w+\})", filled)
+    if unset:
+        variable = unset.group(1).strip("{}")
+        raise MissingDataError(f"{what} {name}: the environment variable {variable} is not set")
+    path = folder / Path(filled).expanduser()
     if not path.is_file():
         raise MissingDataError(f"{what} {path} does not exist")
     return path

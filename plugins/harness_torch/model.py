@@ -139,6 +139,8 @@ class RandomTorchClassifier(TorchClassifier):
 
     def logits(self, x: Tensor, *, draws: Draws) -> Tensor:  # type: ignore[override]
         """(B, K) logits of images (B, C, H, W), each a draw of its stream. Raises as for a deterministic module."""
+        if not len(x):
+            return x.new_zeros(0, self.num_classes)
         words = draws.bits("torch.manual_seed", 0, (2,)).tolist()
         devices = [x.device] if x.device.type == "cuda" else []
         answers = []
@@ -146,7 +148,7 @@ class RandomTorchClassifier(TorchClassifier):
             for image, (high, low) in zip(torch.split(x, 1), words, strict=True):
                 torch.manual_seed((high << 31) ^ low)
                 answers.append(self.checked(image))
-        return torch.cat(answers) if answers else x.new_zeros(0, self.num_classes)
+        return torch.cat(answers)
 
 
 def build(options: TorchOptions, context: ModelContext) -> TorchClassifier:

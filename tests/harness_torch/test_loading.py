@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from harness_torch.model import TorchClassifier, build
+from harness_torch.options import TorchOptions
 from torch import nn
 
 from harness.datasets import DatasetFacts
 from harness.errors import HarnessError, MissingDataError, ModelError
 from harness.models import ModelContext
-from harness_torch.model import TorchClassifier, build
-from harness_torch.options import TorchOptions
 
-FACTORIES = '''
+FACTORIES = """
 import torch
 from torch import nn
 
@@ -33,7 +33,7 @@ class Box:
     @staticmethod
     def inside():
         return linear()
-'''
+"""
 
 
 @pytest.fixture
@@ -113,6 +113,15 @@ def test_safetensors(folder: Path) -> None:
 def test_missing_files_name_the_path(folder: Path) -> None:
     assert "gone.pt does not exist" in line(folder, MissingDataError, factory=LINEAR, checkpoint="gone.pt")
     assert "gone.pt2 does not exist" in line(folder, MissingDataError, file="gone.pt2")
+
+
+def test_environment_variables_in_paths(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights(folder)
+    monkeypatch.setenv("HARNESS_DATA", str(folder))
+    assert make(folder / "elsewhere", factory=LINEAR, checkpoint="$HARNESS_DATA/w.pt").files == (folder / "w.pt",)
+    monkeypatch.delenv("HARNESS_DATA")
+    text = line(folder, MissingDataError, factory=LINEAR, checkpoint="$HARNESS_DATA/w.pt")
+    assert "HARNESS_DATA is not set" in text
 
 
 def test_unknown_builtin_names_the_nearest(folder: Path) -> None:
