@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -120,7 +121,7 @@ class ModelView:
     def _joint(self, x: Tensor, draws: Draws | None) -> Tensor:
         scores = self.class_log_prob(x, draws)
         prior = getattr(self._model, "log_prior", None)
-        return scores if prior is None else scores + prior.to(scores)
+        return scores - math.log(self.num_classes) if prior is None else scores + prior.to(scores)
 
     def _call(self, method: str, x: Tensor, draws: Draws | None, shape: tuple[int, ...]) -> Tensor:
         draws = self._own_streams(x, draws)
