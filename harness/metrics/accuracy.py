@@ -1,0 +1,130 @@
+"""Shares of samples: clean accuracy, robust accuracy, attack success rate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.metrics.base import CellRows, Estimate, PairedDifference, Rows, Summary, undefined
+from harness.metrics.paired import compared, incomparable
+from harness.statistics import cluster_sums, clustered_proportion, paired_mean, paired_proportions
+
+Mask = NDArray[np.bool_]
+
+
+def clean_correct(rows: Rows) -> Mask:
+    """Classified rightly before anything was done to the sample."""
+    return np.asarray(rows["clean_correct"], dtype=bool)
+
+
+def _success(rows: Rows) -> Mask:
+    return np.asarray(rows["success"], dtype=bool)
+
+
+def withstood(rows: Rows) -> Mask:
+    """Classified rightly before and after the attack."""
+    return clean_correct(rows) & ~_success(rows)
+
+
+def fallen(rows: Rows) -> Mask:
+    """Classified rightly before the attack and wrongly after it."""
+    return clean_correct(rows) & _success(rows)
+
+
+@dataclass(frozen=True)
+class Proportion:
+    """The share of rows with `outcome`, of all rows or of those in `among`.
+
+    Interval by Clopper-Pearson. Difference of shares of all samples: exact McNemar, bounds of Bonett-Price and Tango.
+    Rows of one ``sample_id`` are one cluster. With `among` the two models' denominators differ, so the difference of
+    the two ratios is linearised per sample.
+    """
+
+    outcome: Callable[[Rows], Mask]
+    among: Callable[[Rows], Mask] | None = None
+    nothing: str = "no rows"  # why it is undefined where the denominator is empty
+
+    def estimate(self, rows: Rows, level: float) -> Mapping[str, Estimate]:
+        return {"": self._estimate(rows, level)}
+
+    def difference(self, baseline: Rows, candidate: Rows, alpha: float) -> Mapping[str, PairedDifference]:
+        before, after = self._estimate(baseline, 1 - alpha), self._estimate(candidate, 1 - alpha)
+        ids = np.asarray(baseline["sample_id"])
+        n = int(np.unique(ids).size)
+        if before.value is None or after.value is None:
+            return {"": incomparable(n, before, after)}
+        if self.among is None and n == ids.size:
+            had, has = self.outcome(baseline), self.outcome(candidate)
+            change = paired_proportions(int((had & ~has).sum()), int((~had & has).sum()), n, alpha)
+            return {"": compared(change, n, before, after)}
+        old, old_weight = self._contributions(baseline, before.value)
+        new, new_weight = self._contributions(candidate, after.value)
+        scale = max(1 / old_weight, 1 / new_weight)
+        value = after.value - before.value
+        return {"": compared(paired_mean(value, value + new - old, scale, alpha), n, before, after)}
+
+    def _estimate(self, rows: Rows, level: float) -> Estimate:
+        outcome, inside = self.outcome(rows), self._inside(rows)
+        ids = np.asarray(rows["sample_id"])[inside]
+        if not ids.size:
+            return undefined(0, self.nothing)
+        counted = outcome[inside]
+        low, high = clustered_proportion(counted, ids, level)
+        return Estimate(float(counted.mean()), low, high, int(np.unique(ids).size))
+
+    def _inside(self, rows: Rows) -> Mask:
+        return np.ones(len(rows["sample_id"]), dtype=bool) if self.among is None else self.among(rows)
+
+    def _contributions(self, rows: Rows, value: float) -> tuple[NDArray[Any], float]:
+        """What each sample adds to the ratio's error (linearised), and the mean denominator."""
+        inside = self._inside(rows)
+        residuals, sizes = cluster_sums(inside * (self.outcome(rows) - value), np.asarray(rows["sample_id"]))
+        share = float(inside.sum()) / sizes.size
+        return residuals / share, min(share, 1.0)
+
+
+@dataclass(frozen=True)
+class WorstCaseRobustAccuracy:
+    """Share of samples, of those that all attacks saw, which a model classifies rightly under every attack.
+
+    Per model and data set, over two or more attack cells: a per-sample "and" over attacks, never the smallest of their
+    averages. The threat model is the union of the cells' budgets.
+    """
+
+    def summarise(self, cells: Sequence[CellRows], level: float) -> Sequence[Summary]:
+        groups: dict[tuple[str, str], list[CellRows]] = {}
+        for cell in cells:
+            groups.setdefault((cell.model, cell.dataset), []).append(cell)
+        datasets = {cell.dataset for cell in cells}
+        return [
+            Summary(
+                subject=model if len(datasets) == 1 else f"{model} on {dataset}",
+                cells=tuple(cell.id for cell in group),
+                estimate=_worst_case([cell.rows for cell in group], level),
+            )
+            for (model, dataset), group in groups.items()
+            if len(group) > 1
+        ]
+
+
+def _worst_case(attacks: Sequence[Rows], level: float) -> Estimate:
+    standing: dict[Any, bool] = {}
+    for number, rows in enumerate(attacks):
+        failures, _ = cluster_sums(~withstood(rows), np.asarray(rows["sample_id"]))
+        seen = dict(zip(np.unique(rows["sample_id"]).tolist(), (failures == 0).tolist(), strict=True))
+        standing = seen if number == 0 else {k: v and seen[k] for k, v in standing.items() if k in seen}
+    if not standing:
+        return undefined(0, "the attacks share no sample")
+    robust = np.fromiter(standing.values(), dtype=bool)
+    low, high = clustered_proportion(robust, np.arange(robust.size), level)
+    return Estimate(float(robust.mean()), low, high, robust.size)
+
+
+CLEAN_ACCURACY = Proportion(clean_correct)
+ROBUST_ACCURACY = Proportion(withstood)
+ATTACK_SUCCESS_RATE = Proportion(fallen, clean_correct, "no sample is classified correctly before the attack")
+WORST_CASE_ROBUST_ACCURACY = WorstCaseRobustAccuracy()

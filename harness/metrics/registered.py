@@ -1,0 +1,109 @@
+"""The metrics that come with the program: facts and paths, nothing heavy."""
+
+from __future__ import annotations
+
+from harness.info import MetricInfo
+
+_ATTACK = ("sample_id", "clean_correct", "success")
+_DETECTION = ("sample_id", "set", "ood_score")
+
+METRICS: tuple[MetricInfo, ...] = (
+    MetricInfo(
+        name="clean_accuracy",
+        summary="share of samples classified correctly",
+        source="Clopper & Pearson 1934",
+        metric="harness.metrics.accuracy:CLEAN_ACCURACY",
+        columns=("sample_id", "clean_correct"),
+        direction="higher",
+    ),
+    MetricInfo(
+        name="robust_accuracy",
+        summary="share of all samples still classified correctly under attack (clean errors count as failures)",
+        source="Carlini et al. 2019",
+        metric="harness.metrics.accuracy:ROBUST_ACCURACY",
+        columns=_ATTACK,
+        direction="higher",
+    ),
+    MetricInfo(
+        name="attack_success_rate",
+        summary="share of the initially correct samples that the attack turns",
+        source="Carlini et al. 2019",
+        metric="harness.metrics.accuracy:ATTACK_SUCCESS_RATE",
+        columns=_ATTACK,
+        direction="lower",
+    ),
+    *(
+        MetricInfo(
+            name=f"{norm}_median",
+            summary=f"median {norm} norm of the perturbation over initially correct samples, failed attacks infinite",
+            metric=f"harness.metrics.norms:{norm.upper()}_MEDIAN",
+            columns=(*_ATTACK, norm),
+            direction="higher",
+            unit=f"{norm}, pixels in [0, 1]",
+        )
+        for norm in ("linf", "l2")
+    ),
+    *(
+        MetricInfo(
+            name=f"{norm}_mean_of_successes",
+            summary=f"mean {norm} norm of the perturbation over successful attacks only",
+            metric=f"harness.metrics.norms:{norm.upper()}_MEAN_OF_SUCCESSES",
+            columns=(*_ATTACK, norm),
+            direction="none",
+            unit=f"{norm}, pixels in [0, 1]",
+        )
+        for norm in ("linf", "l2")
+    ),
+    MetricInfo(
+        name="auroc",
+        summary="area under the ROC curve, out-of-distribution against in-distribution, per set and their mean",
+        source="DeLong et al. 1988",
+        metric="harness.metrics.detection:AUROC",
+        columns=_DETECTION,
+        direction="higher",
+    ),
+    MetricInfo(
+        name="aupr_out",
+        summary="average precision with out-of-distribution as the positive class",
+        source="Hendrycks & Gimpel 2017",
+        metric="harness.metrics.detection:AUPR_OUT",
+        columns=_DETECTION,
+        direction="higher",
+    ),
+    MetricInfo(
+        name="aupr_in",
+        summary="average precision with in-distribution as the positive class",
+        source="Hendrycks & Gimpel 2017",
+        metric="harness.metrics.detection:AUPR_IN",
+        columns=_DETECTION,
+        direction="higher",
+    ),
+    MetricInfo(
+        name="fpr_ood_at_95_tpr_id",
+        summary="share of out-of-distribution images accepted by a detector that accepts 95 % of in-distribution ones",
+        source="Liang et al. 2018 (ODIN)",
+        metric="harness.metrics.detection:FPR_OOD_AT_95_TPR_ID",
+        columns=_DETECTION,
+        direction="lower",
+    ),
+    *(
+        MetricInfo(
+            name=f"{column}_mean",
+            summary=f"mean number of {column[:-1]} evaluations of the model per image",
+            metric=f"harness.metrics.cost:{column.upper()}_MEAN",
+            columns=("sample_id", column),
+            direction="none",
+            unit="evaluations/image",
+        )
+        for column in ("forwards", "backwards")
+    ),
+    MetricInfo(
+        name="worst_case_robust_accuracy",
+        summary="share of samples that withstand every attack on the model",
+        source="Carlini et al. 2019",
+        metric="harness.metrics.accuracy:WORST_CASE_ROBUST_ACCURACY",
+        columns=_ATTACK,
+        direction="higher",
+        scope="group",
+    ),
+)
