@@ -113,6 +113,7 @@ def render(run: Run, open_data: Callable[[], DatasetSlice] | None, digest: str, 
         suite=str(run.results.get("suite", "")),
         verdict=_verdict(run.cells()),
         cells=[_cell_view(cell) for cell in run.cells()],
+        several_datasets=len({cell.get("dataset") for cell in run.cells()}) > 1,
         summaries=[
             _metric_view(s["metric"], s) | {"subject": s["subject"]} for s in run.results.get("summaries") or []
         ],
@@ -236,7 +237,6 @@ def _gallery(
                 "after": class_name(example.adversarial_prediction),
                 "success": example.success,
                 "gain": None if example.gain is None else f"{example.gain:.3g}",
-                "stretched": example.gain is not None and example.gain < 10.0,
                 "norms": [(norm, f"{value:.4g}") for norm, value in example.norms.items()],
             }
         )

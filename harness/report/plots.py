@@ -102,10 +102,10 @@ def draw(panel: Panel, identity: str) -> tuple[str, str]:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "harness", "font.size": 8, "font.family": "sans-serif"}
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "harness", "font.size": 10, "font.family": "sans-serif"}
     out = io.StringIO()
     with mpl.rc_context(settings):
-        figure = Figure(figsize=(4.3, 2.7), layout="constrained")
+        figure = Figure(figsize=(4.3, 3.0), layout="constrained")
         FigureCanvasSVG(figure)
         _plot(figure.add_subplot(), panel)
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
