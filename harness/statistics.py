@@ -18,6 +18,7 @@ Ints = NDArray[np.int64]
 
 BOOTSTRAP_SEED = 20_240_229  # fixed: the same rows give the same interval, bit for bit
 BOOTSTRAP_RESAMPLES = 999
+_MANY_IMAGES = 20_000  # above this half as many resamples: the limits' own error is then far below their width
 _BATCH_ENTRIES = 2**16  # indices drawn at once: with the gathered copies well under 2 MB
 _INFINITE = 1e150  # stands for a censored (infinite) statistic, so that interpolation of percentiles gives no NaN
 
@@ -119,7 +120,12 @@ def _adjusted_wald(total: float, squares: float, n: int, alpha: float) -> Interv
 
 
 def score_bounds(lost: int, gained: int, n: int, alpha: float) -> Interval:
-    """One-sided score bounds of a paired difference of proportions (Tango, Statistics in Medicine 17, 1998)."""
+    """One-sided score bounds of a paired difference of proportions (Tango, Statistics in Medicine 17, 1998).
+
+    With a continuity correction of a quarter of a sample (half of one for alpha above 0.05): without it the true loss
+    lies beyond the bound in up to 6.6 % of runs at alpha 0.05 where nearly all discordant pairs are losses. With it, by
+    enumeration over 60 to 10,000 samples, losses of 1, 2 and 5 points and discordance up to 18 %, in at most 5 %.
+    """
     low = _score_lower(lost, gained, n, alpha)
     return Interval(low, -_score_lower(gained, lost, n, alpha))
 
@@ -128,13 +134,14 @@ def _score_lower(lost: int, gained: int, n: int, alpha: float) -> float:
     from scipy.optimize import brentq
 
     z, observed = _z(1 - alpha), (gained - lost) / n
+    continuity = 0.25 if alpha <= 0.05 else 0.5
 
     def excess(drop: float) -> float:
         """Score statistic of the hypothesis "difference = -drop" minus z: grows with drop."""
         b = 2 * n * drop - (lost + gained) - (lost - gained) * drop
-        q = (math.sqrt(b * b + 8 * n * gained * drop * (1 - drop)) - b) / (4 * n)
+        q = (math.sqrt(max(b * b + 8 * n * gained * drop * (1 - drop), 0.0)) - b) / (4 * n)
         variance = n * (2 * q + drop * (1 - drop))
-        return (n * drop + gained - lost) / math.sqrt(max(variance, 1e-300)) - z
+        return (n * drop + gained - lost - continuity) / math.sqrt(max(variance, 1e-300)) - z
 
     start = max(-observed, -1.0) + 1e-12
     if excess(1 - 1e-12) <= 0:
@@ -148,7 +155,7 @@ def paired_proportions(lost: int, gained: int, n: int, alpha: float) -> Differen
     The bounds are the outer ones of Bonett-Price and Tango's score interval. Bonett-Price alone is liberal where few
     pairs are discordant: a model that truly lost 2 points of 1,000 samples, with 2 to 4 % discordance, has its bound
     above -2 points in 5.4 to 6.5 % of runs at alpha 0.05, and up to 9 % with 100 to 200 samples; the outer bound in
-    at most 5 %. Without discordance the score bound is -z^2 / (n + z^2), so -2.71 / n at 0.05.
+    at most 5 %. Without discordance the score bound is about -3.19 / n at 0.05 (exactly, it would be -3.00 / n).
     """
     value = (gained - lost) / n
     wald, score = bonett_price(lost, gained, n, alpha), score_bounds(lost, gained, n, alpha)
@@ -327,13 +334,20 @@ def sampling_units(ids: NDArray[Any], strata: NDArray[Any] | None = None) -> Uni
 
 
 class Bootstrap(NamedTuple):
-    low: float
-    high: float
+    """Limits (...,) and the resampled values (..., resamples) of one or several statistics."""
+
+    low: Floats
+    high: Floats
     distribution: Floats
 
 
-Statistic = Callable[[NDArray[Any]], float]
-"""A statistic of weighted rows: how often each row (rows,) was drawn -> value, +inf where it is censored."""
+Statistic = Callable[[NDArray[Any]], Floats]
+"""Statistics of weighted rows: how often each row was drawn, (B, rows) -> (..., B), +inf where they are censored."""
+
+
+def once(rows: int) -> Ints:
+    """The weights (1, rows) that give a statistic of the rows themselves."""
+    return np.ones((1, rows), dtype=np.int64)
 
 
 def bootstrap(statistic: Statistic, units: Units, level: float) -> Bootstrap:
@@ -343,34 +357,33 @@ def bootstrap(statistic: Statistic, units: Units, level: float) -> Bootstrap:
     """
     from scipy import stats
 
-    edges = np.concatenate([[0], np.cumsum(units.strata)])
+    images = sum(units.strata)
+    starts = np.cumsum([0, *units.strata[:-1]])
     single = np.array_equal(units.unit, np.arange(units.unit.size))
 
     def evaluate(*drawn: NDArray[Any], axis: int = -1) -> Floats:
-        index = np.concatenate([d + start for d, start in zip(drawn, edges, strict=False)], axis=axis)
-        flat = np.moveaxis(index, axis, -1).reshape(-1, index.shape[axis])
-        values = np.empty(len(flat))
-        for i, row in enumerate(flat):
-            drawn_times = np.bincount(row, minlength=int(edges[-1]))
-            values[i] = statistic(drawn_times if single else drawn_times[units.unit])
-        return np.clip(values, -_INFINITE, _INFINITE).reshape(np.delete(index.shape, axis))
+        index = drawn[0] if len(drawn) == 1 else np.concatenate(drawn, axis=-1)
+        flat = index.reshape(-1, index.shape[-1])
+        if len(flat) > 1:  # one count of all resamples at once
+            flat = flat + images * np.arange(len(flat))[:, None]
+        weights = np.bincount(flat.ravel(), minlength=len(flat) * images).reshape(len(flat), images)
+        values = statistic(weights if single else weights[:, units.unit])
+        values = np.clip(values, -_INFINITE, _INFINITE)
+        return values if index.ndim > 1 else values[..., 0]
 
     result = stats.bootstrap(
-        tuple(np.arange(n) for n in units.strata),
+        tuple(np.arange(start, start + n) for start, n in zip(starts, units.strata, strict=True)),
         evaluate,
-        n_resamples=BOOTSTRAP_RESAMPLES,
-        batch=max(1, min(BOOTSTRAP_RESAMPLES, _BATCH_ENTRIES // int(edges[-1]))),
+        n_resamples=BOOTSTRAP_RESAMPLES if images <= _MANY_IMAGES else BOOTSTRAP_RESAMPLES // 2,
+        batch=max(1, min(BOOTSTRAP_RESAMPLES, _BATCH_ENTRIES // images)),
         vectorized=True,
         axis=-1,
         confidence_level=level,
         method="percentile",
         random_state=np.random.default_rng(BOOTSTRAP_SEED),
     )
-    low, high, values = (
-        _restore_infinity(np.asarray(v, dtype=float))
-        for v in (result.confidence_interval.low, result.confidence_interval.high, result.bootstrap_distribution)
-    )
-    return Bootstrap(float(low), float(high), values)
+    interval = result.confidence_interval
+    return Bootstrap(*(_restore_infinity(v) for v in (interval.low, interval.high, result.bootstrap_distribution)))
 
 
 def _restore_infinity(values: Floats) -> Floats:
@@ -380,24 +393,37 @@ def _restore_infinity(values: Floats) -> Floats:
 
 def bootstrap_difference(
     baseline: Statistic, candidate: Statistic, units: Units, alpha: float, bounded: bool = False
-) -> Difference:
-    """Paired bootstrap of a difference: each resample draws the same images for both models.
+) -> list[Difference]:
+    """Paired bootstrap of one or several differences: each resample draws the same images for both models.
 
     One-sided p-values are the share of resamples on the wrong side of zero, with one added (Davison & Hinkley, 1997,
     eq. 4.11); where none is, the normal approximation may go below that resolution. `bounded` says that the
     statistics lie in [0, 1]: where no image changed the bounds then are those of `normal_difference`. A resample in
     which either is undefined gives NaN bounds.
     """
-    once = np.ones(units.unit.size, dtype=np.int64)
-    value = candidate(once) - baseline(once)
-    result = bootstrap(lambda w: candidate(w) - baseline(w), units, 1 - 2 * alpha)
-    error = float(np.std(result.distribution, ddof=1))
-    if error == 0 and bounded:
-        return normal_difference(value, 0.0, units.strata, alpha)
-    low, high = min(result.low, value), max(result.high, value)
-    decrease = _bootstrap_test(result.distribution >= 0, value, error)
-    increase = _bootstrap_test(result.distribution <= 0, -value, error)
-    return Difference(value, low, high, decrease, increase, spread_of(value, low, high, sum(units.strata), alpha))
+
+    def change(weights: NDArray[Any]) -> Floats:
+        return candidate(weights) - baseline(weights)
+
+    values = np.atleast_1d(change(once(units.unit.size))[..., 0])
+    result = bootstrap(change, units, 1 - 2 * alpha)
+    out = []
+    for value, low, high, distribution in zip(
+        values.tolist(),
+        np.atleast_1d(result.low).tolist(),
+        np.atleast_1d(result.high).tolist(),
+        np.atleast_2d(result.distribution),
+        strict=True,
+    ):
+        error = float(np.std(distribution, ddof=1)) if np.isfinite(distribution).all() else math.nan
+        if error < 1e-13 and bounded:
+            out.append(normal_difference(value, 0.0, units.strata, alpha))
+            continue
+        decrease = _bootstrap_test(distribution >= 0, value, error)
+        increase = _bootstrap_test(distribution <= 0, -value, error)
+        bounds = min(low, value), max(high, value)
+        out.append(Difference(value, *bounds, decrease, increase, spread_of(value, *bounds, sum(units.strata), alpha)))
+    return out
 
 
 def _bootstrap_test(against: NDArray[np.bool_], value: float, error: float) -> float:
@@ -437,7 +463,7 @@ def samples_needed(spread: float, margin: float, alpha: float, power: float = 0.
 
     With power 0.5 the count at which the very difference observed would be settled (`margin` is then the observed
     difference minus the limit); with 0.8 the count that settles a true one in four of five runs. Where nothing was
-    discordant it is a fixed point at about 2.71 / margin (alpha 0.05) and, for fewer samples, on the safe side.
+    discordant it is a fixed point at about 3.19 / margin (alpha 0.05) and, for fewer samples, on the safe side.
     """
     if margin <= 0:
         raise ValueError(f"samples_needed: margin must be positive, got {margin}")
