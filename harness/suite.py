@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import math
 import tomllib
 import typing
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import UnionType
@@ -19,6 +20,7 @@ from harness.errors import HarnessError, MissingDataError, PluginError, SuiteErr
 from harness.gate_options import GateOptions
 from harness.host import Host
 from harness.info import ModelInfo, ThreatInfo, resolve
+from harness.option_problems import problem_lines
 from harness.options import Options, option
 
 OptionsT = TypeVar("OptionsT", bound=BaseModel)
@@ -140,9 +142,13 @@ def load_suite(path: Path | str, host: Host, overrides: Sequence[str] = ()) -> S
     """
     file = find_suite(path)
     try:
-        document = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        document = tomllib.loads(file.read_text(encoding="utf-8-sig"))
+    except tomllib.TOMLDecodeError as error:
         raise SuiteError(str(path), [f"not valid TOML: {error}"]) from error
+    except UnicodeDecodeError as error:
+        raise SuiteError(str(path), [f"not UTF-8 text (byte {error.start}); save it as UTF-8"]) from error
+    except OSError as error:
+        raise MissingDataError(f"suite {path} cannot be read: {error.strerror or error}") from error
     for text in overrides:
         apply_override(document, text)
     return parse_suite(document, host, source=str(path), path=file)
@@ -151,14 +157,17 @@ def load_suite(path: Path | str, host: Host, overrides: Sequence[str] = ()) -> S
 def find_suite(path: Path | str) -> Path:
     """The file meant: a path, or the name of one of the suites that ship with the harness."""
     file = Path(path)
-    if file.is_file():
-        return file.resolve()
     shipped = shipped_suites()
     bundled = shipped / file.name if file.parts[:1] == ("suites",) else shipped / f"{file}.toml"
-    if bundled.is_file():
-        return bundled
+    try:
+        for candidate in (file, bundled):
+            if candidate.is_file():
+                return candidate.resolve()
+    except OSError as error:
+        raise MissingDataError(f"suite {path} cannot be read: {error.strerror or error}") from error
     known = [f.stem for f in shipped.glob("*.toml")] if shipped.is_dir() else []
-    raise MissingDataError(f"suite {path}: no such file{did_you_mean(file.stem, known)}")
+    what = "is a folder; give the suite file" if file.is_dir() else f"no such file{did_you_mean(file.stem, known)}"
+    raise MissingDataError(f"suite {path}: {what}")
 
 
 def shipped_suites() -> Path:
@@ -190,6 +199,12 @@ def parse_suite(document: Mapping[str, Any], host: Host, *, source: str = "suite
     models = _models(document.get("models"), host, problems)
     threats = _threats(document.get("threats"), host, problems)
     gate = _table(GateOptions, document["gate"], "gate", problems) if "gate" in document else None
+    for index, rule in enumerate(gate.rules if gate else ()):
+        if rule.metric.partition("[")[0] not in host.metrics:
+            near = did_you_mean(rule.metric, [info.name for info in host.metrics])
+            problems.append(f"gate rules[{index}].metric: '{rule.metric}' is not a metric{near}")
+    if not problems:
+        problems.extend(f"{at}: {value} is not a finite number" for at, value in _not_finite(document))
     if problems or settings is None or dataset is None:
         raise SuiteError(source, problems or ["suite.dataset: missing"])
     folder = path.parent if path else Path.cwd()
@@ -197,15 +212,18 @@ def parse_suite(document: Mapping[str, Any], host: Host, *, source: str = "suite
 
 
 def validate_options(
-    options: type[OptionsT] | None, table: Mapping[str, Any], where: str
+    options: type[OptionsT] | None, table: Mapping[str, Any], where: str, beside: Iterable[str] = ()
 ) -> tuple[OptionsT | None, list[str]]:
-    """A plugin's options from a table, or the problems, each a line that begins with `where` and the key's path."""
+    """A plugin's options from a table, or the problems, each a line that begins with `where` and the key's path.
+
+    `beside` names keys that stand in the same table but are not the plugin's: a mistyped key may mean one of them.
+    """
     if options is None:
-        return None, [f"{where} {key}: unknown key; this plugin has no options" for key in table]
+        return None, [f"{where} {key}: unknown key{did_you_mean(key, beside)}" for key in table]
     try:
         return options.model_validate(dict(table)), []
     except ValidationError as error:
-        return None, [_problem(options, e, where) for e in error.errors()]
+        return None, problem_lines(options, error, where, beside)
 
 
 def dataset_entry(raw: Any, host: Host, where: str) -> DatasetEntry:
@@ -227,7 +245,7 @@ def dataset_entry(raw: Any, host: Host, where: str) -> DatasetEntry:
     own = {k: v for k, v in table.items() if k in SliceTable.model_fields}
     rest = {k: v for k, v in table.items() if k not in own and k != "name"}
     slicing, found = validate_options(SliceTable, own, f"{where} ({name})")
-    options, more = validate_options(options_class, rest, f"{where} ({name})")
+    options, more = validate_options(options_class, rest, f"{where} ({name})", ("name", *SliceTable.model_fields))
     if slicing is None or more:
         raise SuiteError(where, found + more)
     return DatasetEntry(name, options, SliceSpec(**dict(slicing)), dict(table))
@@ -245,10 +263,12 @@ def apply_override(document: dict[str, Any], text: str) -> None:
     targets: list[Any] = [document]
     keys = path.strip().split(".")
     for position, key in enumerate(keys[:-1]):
-        targets = [t for target in targets for t in _descend(target, key)]
+        targets = [t for target in targets for t in _descend(target, key, nested=position > 1)]
         if not targets:
             raise HarnessError(f"--set {text}: the suite has no '{'.'.join(keys[: position + 1])}'")
     for target in targets:
+        if not isinstance(target, dict):
+            raise HarnessError(f"--set {text}: '{keys[-1]}' is a table of the suite; give one of its keys")
         target[keys[-1]] = parse_value(raw)
 
 
@@ -260,14 +280,17 @@ def parse_value(raw: str) -> Any:
         return raw
 
 
-def _descend(target: Any, key: str) -> list[Any]:
+def _descend(target: Any, key: str, *, nested: bool) -> list[Any]:
+    """What `key` leads to; inside the table of a model or threat (`nested`), a table that is not there yet is made."""
     name, _, index = key.partition("[")
     if isinstance(target, list):
         return [t for t in target if isinstance(t, dict) and name in (t.get("name"), t.get("plugin"))]
     if not isinstance(target, dict):
         return []
-    if name in ("suite", "gate") and name not in target:
+    if name not in target and (nested or name in ("suite", "gate")):
         target[name] = {}
+    if name == "dataset" and isinstance(target.get(name), str):
+        target[name] = {"name": target[name]}
     value = target.get(name)
     if index and isinstance(value, list):
         number = index.rstrip("]")
@@ -287,7 +310,7 @@ def model_entry(name: str, plugin: str, table: Mapping[str, Any], host: Host) ->
         options_class = resolve(info.options, f"model plugin '{plugin}'")
     except PluginError as error:
         raise SuiteError(where, [f"models.{name} plugin: {error}"]) from error
-    options, problems = validate_options(options_class, table, where)
+    options, problems = validate_options(options_class, table, where, ("plugin",))
     if problems:
         raise SuiteError(where, problems)
     return ModelEntry(name, info, options, table)
@@ -302,7 +325,7 @@ def threat_entry(
         SuiteError: everything that is wrong with it, one line each.
     """
     info, options_class = _threat_info(plugin, host, label)
-    options, problems = validate_options(options_class, table, label)
+    options, problems = validate_options(options_class, table, label, _THREAT_KEYS)
     if problems:
         raise SuiteError(label, problems)
     return ThreatEntry(label, info, options, limit, table)
@@ -322,6 +345,7 @@ def _models(raw: Any, host: Host, problems: list[str]) -> list[ModelEntry]:
         return []
     entries = []
     for name, table in raw.items():
+        problems.extend(_name_problem(f"models.{name!r}", name))
         plugin = table.get("plugin") if isinstance(table, dict) else None
         if not isinstance(plugin, str):
             problems.append(f"models.{name} plugin: missing; name a model plugin (see `harness plugins`)")
@@ -377,9 +401,29 @@ def _grid(plugin: str, table: Mapping[str, Any], where: str, host: Host) -> list
             shown = dict(point) if common.name else concrete
             label = (common.name or plugin) + _params_text(shown, entry.options)
             entries.append(replace(entry, label=label, limit=common.limit))
+    problems.extend(_name_problem(f"{where} name", common.name or plugin) if common else [])
     if problems:
         raise SuiteError(where, problems)
     return entries
+
+
+def _name_problem(where: str, name: str) -> list[str]:
+    """Names become part of cell ids (model/threat/dataset), of lines in the terminal and of JUnit files."""
+    if name.strip() == name and name and name.isprintable() and "/" not in name:
+        return []
+    return [f"{where}: not a name: expected printable text without '/' and without spaces at its ends"]
+
+
+def _not_finite(value: Any, at: str = "") -> Iterator[tuple[str, float]]:
+    """Where a document holds inf or nan, which JSON has no words for."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield at, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _not_finite(item, f"{at}.{key}" if at else str(key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _not_finite(item, f"{at}[{index}]")
 
 
 def _params_text(shown: Mapping[str, Any], options: BaseModel | None) -> str:
@@ -415,42 +459,13 @@ def _is_sequence(annotation: Any) -> bool:
 
 def _table(model: type[OptionsT], raw: Any, where: str, problems: list[str]) -> OptionsT | None:
     if not isinstance(raw, dict):
-        problems.append(f"{where}: missing; a suite needs a table [{where}]")
+        what = "missing; a suite needs a table" if raw is None else f"{raw!r} is no table; expected"
+        problems.append(f"{where}: {what} [{where}]")
         return None
+    # `dataset_entry` says what is wrong with a data set, in better words than a choice between two types.
     value, found = validate_options(model, raw, where)
-    problems.extend(found)
+    problems.extend(p for p in found if "dataset" not in raw or not p.startswith("suite dataset:"))
     return value
-
-
-def _problem(options: type[BaseModel], error: Any, where: str) -> str:
-    """One of pydantic's errors as a line: path of the key, what was expected, the nearest valid name."""
-    location = ".".join(str(part) for part in error["loc"] if not str(part).startswith("function-"))
-    at = f"{where} {location}" if location else where
-    if error["type"] == "extra_forbidden":
-        fields = _fields_at(options, error["loc"][:-1])
-        return f"{at}: unknown key{did_you_mean(str(error['loc'][-1]), fields)}"
-    if error["type"] == "missing":
-        return f"{at}: missing"
-    message = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    shown = error.get("input")
-    if error["type"] in ("amount", "value_error") or isinstance(shown, (dict, BaseModel)):
-        return f"{at}: {message}"
-    if error["type"] == "literal_error" and isinstance(shown, str):
-        expected = error["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
-        return f"{at}: {message}, not {shown!r}{did_you_mean(shown, expected)}"
-    return f"{at}: {message}, not {shown!r}"
-
-
-def _fields_at(options: type[BaseModel], location: Sequence[Any]) -> list[str]:
-    """Names of the fields of the (nested) model at a path."""
-    current: Any = options
-    for part in location:
-        found = getattr(current, "model_fields", {}).get(part)
-        if found is None:
-            continue
-        nested = [a for a in (found.annotation, *typing.get_args(found.annotation)) if hasattr(a, "model_fields")]
-        current = nested[0] if nested else None
-    return list(getattr(current, "model_fields", {}))
 
 
 def _dump(options: BaseModel | None) -> dict[str, Any]:
