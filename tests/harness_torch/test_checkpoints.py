@@ -59,8 +59,8 @@ def test_the_normally_trained_one_is_accurate_and_not_robust() -> None:
 def test_the_adversarially_trained_one_is_robust() -> None:
     data = digits("test")
     clean, robust = accuracies(load("builtin:digits-cnn-pgd", data), data)
-    assert clean >= 0.95
-    assert robust > 0.55
+    assert clean >= 0.97
+    assert robust > 0.65
 
 
 def test_together_they_are_small() -> None:
@@ -113,6 +113,6 @@ def test_training_anew_gives_the_shipped_accuracy(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_quarter_of_the_adversarial_training_makes_it_robust_already(tmp_path: Path) -> None:
-    clean, robust = retrain("digits-cnn-pgd", tmp_path / "w.safetensors", epochs=20)
+    clean, robust = retrain("digits-cnn-pgd", tmp_path / "w.safetensors", epochs=50)
     assert clean >= 0.8
     assert robust >= 0.3
