@@ -36,14 +36,13 @@ class OneSided(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A paired difference: one-sided bounds, one-sided p-values and `spread` (see `spread_of`)."""
+    """A paired difference with its one-sided bounds and one-sided p-values."""
 
     value: float
     low: float
     high: float
     p_decrease: float
     p_increase: float
-    spread: float
 
 
 # --- proportions ------------------------------------------------------------------------------------------------------
@@ -161,7 +160,7 @@ def paired_proportions(lost: int, gained: int, n: int, alpha: float) -> Differen
     wald, score = bonett_price(lost, gained, n, alpha), score_bounds(lost, gained, n, alpha)
     low, high = min(wald.low, score.low), max(wald.high, score.high)
     tests = mcnemar(lost, gained)
-    return Difference(value, low, high, *tests, spread_of(value, low, high, n, alpha))
+    return Difference(value, low, high, *tests)
 
 
 def paired_mean(value: float, contributions: Floats, scale: float, alpha: float) -> Difference:
@@ -176,8 +175,7 @@ def paired_mean(value: float, contributions: Floats, scale: float, alpha: float)
     variance = (float(centred @ centred) + 2 * scale**2) / (n + 2)
     reach = _z(1 - alpha) * math.sqrt(variance / (n + 2))
     tests = _normal_tests(value, math.sqrt(float(contributions @ contributions)) / n)
-    low, high = max(value - reach, -1.0), min(value + reach, 1.0)
-    return Difference(value, low, high, *tests, spread_of(value, low, high, n, alpha))
+    return Difference(value, max(value - reach, -1.0), min(value + reach, 1.0), *tests)
 
 
 def mean_interval(values: Floats, ids: NDArray[Any], level: float) -> Interval:
@@ -194,8 +192,7 @@ def mean_difference(contributions: Floats, alpha: float) -> Difference:
     n, value = contributions.size, float(contributions.mean())
     error = float(contributions.std(ddof=1)) / math.sqrt(n)
     reach = _z(1 - alpha) * error
-    tests = _normal_tests(value, error)
-    return Difference(value, value - reach, value + reach, *tests, error * math.sqrt(n))
+    return Difference(value, value - reach, value + reach, *_normal_tests(value, error))
 
 
 # --- area under the ROC curve -----------------------------------------------------------------------------------------
@@ -295,8 +292,7 @@ def normal_difference(value: float, error: float, sizes: Sequence[int], alpha: f
     error = error if error > 0 else no_change_error(sizes)
     tests = _normal_tests(value, error)
     reach = _z(1 - alpha) * error
-    low, high = max(value - reach, -1.0), min(value + reach, 1.0)
-    return Difference(value, low, high, *tests, spread_of(value, low, high, sum(sizes), alpha))
+    return Difference(value, max(value - reach, -1.0), min(value + reach, 1.0), *tests)
 
 
 def no_change_error(sizes: Sequence[int]) -> float:
@@ -361,7 +357,7 @@ def bootstrap(statistic: Statistic, units: Units, level: float) -> Bootstrap:
     starts = np.cumsum([0, *units.strata[:-1]])
     single = np.array_equal(units.unit, np.arange(units.unit.size))
 
-    def evaluate(*drawn: NDArray[Any], axis: int = -1) -> Floats:
+    def evaluate(*drawn: NDArray[Any], axis: int = -1) -> Floats:  # noqa: ARG001 (scipy names it; always -1)
         index = drawn[0] if len(drawn) == 1 else np.concatenate(drawn, axis=-1)
         flat = index.reshape(-1, index.shape[-1])
         if len(flat) > 1:  # one count of all resamples at once
@@ -391,15 +387,12 @@ def _restore_infinity(values: Floats) -> Floats:
     return np.where(np.abs(values) > math.sqrt(_INFINITE), np.copysign(np.inf, values), values)
 
 
-def bootstrap_difference(
-    baseline: Statistic, candidate: Statistic, units: Units, alpha: float, bounded: bool = False
-) -> list[Difference]:
+def bootstrap_difference(baseline: Statistic, candidate: Statistic, units: Units, alpha: float) -> list[Difference]:
     """Paired bootstrap of one or several differences: each resample draws the same images for both models.
 
     One-sided p-values are the share of resamples on the wrong side of zero, with one added (Davison & Hinkley, 1997,
-    eq. 4.11); where none is, the normal approximation may go below that resolution. `bounded` says that the
-    statistics lie in [0, 1]: where no image changed the bounds then are those of `normal_difference`. A resample in
-    which either is undefined gives NaN bounds.
+    eq. 4.11); where none is, the normal approximation may go below that resolution. The bounds are equal where no
+    resample changed the value, NaN where a resample has none.
     """
 
     def change(weights: NDArray[Any]) -> Floats:
@@ -407,23 +400,17 @@ def bootstrap_difference(
 
     values = np.atleast_1d(change(once(units.unit.size))[..., 0])
     result = bootstrap(change, units, 1 - 2 * alpha)
-    out = []
-    for value, low, high, distribution in zip(
-        values.tolist(),
-        np.atleast_1d(result.low).tolist(),
-        np.atleast_1d(result.high).tolist(),
-        np.atleast_2d(result.distribution),
-        strict=True,
-    ):
-        error = float(np.std(distribution, ddof=1)) if np.isfinite(distribution).all() else math.nan
-        if error < 1e-13 and bounded:
-            out.append(normal_difference(value, 0.0, units.strata, alpha))
-            continue
-        decrease = _bootstrap_test(distribution >= 0, value, error)
-        increase = _bootstrap_test(distribution <= 0, -value, error)
-        bounds = min(low, value), max(high, value)
-        out.append(Difference(value, *bounds, decrease, increase, spread_of(value, *bounds, sum(units.strata), alpha)))
-    return out
+    lows, highs = np.atleast_1d(result.low), np.atleast_1d(result.high)
+    return [
+        _bootstrapped(*numbers) for numbers in zip(values, lows, highs, np.atleast_2d(result.distribution), strict=True)
+    ]
+
+
+def _bootstrapped(value: float, low: float, high: float, distribution: Floats) -> Difference:
+    error = float(np.std(distribution, ddof=1)) if np.isfinite(distribution).all() else 0.0
+    decrease = _bootstrap_test(distribution >= 0, value, error)
+    increase = _bootstrap_test(distribution <= 0, -value, error)
+    return Difference(float(value), float(min(low, value)), float(max(high, value)), decrease, increase)
 
 
 def _bootstrap_test(against: NDArray[np.bool_], value: float, error: float) -> float:
@@ -448,7 +435,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def spread_of(value: float, low: float, high: float, n: int, alpha: float) -> float:
     """Standard deviation of one sample's contribution, read off the wider one-sided bound.
 
-    Taken from the bound that decides, so that `samples_needed` of an inconclusive difference always exceeds its n.
+    Taken from the bounds and not from a variance, so that `samples_needed` agrees with them: an inconclusive
+    difference always needs more samples than it has.
     """
     return max(value - low, high - value) / _z(1 - alpha) * math.sqrt(n)
 

@@ -60,12 +60,12 @@ class Proportion:
         if self.among is None and n == ids.size:
             had, has = self.outcome(baseline), self.outcome(candidate)
             change = paired_proportions(int((had & ~has).sum()), int((~had & has).sum()), n, alpha)
-            return {"": compared(change, n, before, after)}
+            return {"": compared(change, n, before, after, alpha)}
         old, old_weight = self._contributions(baseline, before.value)
         new, new_weight = self._contributions(candidate, after.value)
         scale = max(1 / old_weight, 1 / new_weight)
         value = after.value - before.value
-        return {"": compared(paired_mean(value, value + new - old, scale, alpha), n, before, after)}
+        return {"": compared(paired_mean(value, value + new - old, scale, alpha), n, before, after, alpha)}
 
     def _estimate(self, rows: Rows, level: float) -> Estimate:
         outcome, inside = self.outcome(rows), self._inside(rows)

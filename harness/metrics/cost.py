@@ -32,7 +32,7 @@ class MeanCost:
             return {"": incomparable(before.n, before, after)}
         change = np.asarray(candidate[self.column], dtype=float) - np.asarray(baseline[self.column], dtype=float)
         sums, sizes = cluster_sums(change, np.asarray(baseline["sample_id"]))
-        return {"": compared(mean_difference(sums / sizes.mean(), alpha), before.n, before, after)}
+        return {"": compared(mean_difference(sums / sizes.mean(), alpha), before.n, before, after, alpha)}
 
 
 FORWARDS_MEAN = MeanCost("forwards")

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from harness.metrics.base import Estimate, PairedDifference, Rows, finite_or_undefined, undefined
 from harness.metrics.paired import compared, incomparable
 from harness.statistics import (
-    AurocComponents,
+    Difference,
     Floats,
     Interval,
     Statistic,
@@ -32,6 +32,8 @@ from harness.statistics import (
     bootstrap,
     bootstrap_difference,
     clopper_pearson,
+    normal_difference,
+    once,
     sampling_units,
 )
 
@@ -42,19 +44,25 @@ class Groups(NamedTuple):
     """The row numbers of the images "in" and of one or more out-of-distribution sets."""
 
     inside: NDArray[np.int64]
-    outside: tuple[NDArray[np.int64], ...]
+    outside: dict[str, NDArray[np.int64]]
 
     @property
     def rows(self) -> NDArray[np.int64]:
-        return np.concatenate([self.inside, *self.outside])
+        return np.concatenate([self.inside, *self.outside.values()])
+
+    def alone(self, name: str) -> Groups:
+        return Groups(self.inside, {name: self.outside[name]})
+
+    @property
+    def each(self) -> list[Groups]:
+        """All sets together, then each by itself."""
+        return [self, *(self.alone(name) for name in self.outside)]
 
 
-def groups_by_key(rows: Rows) -> dict[str, Groups]:
-    """One entry per set, and "" for all of them together."""
+def groups_of(rows: Rows) -> Groups:
     names = np.asarray(rows["set"]).astype(str)
-    inside = np.flatnonzero(names == IN)
     outside = {str(name): np.flatnonzero(names == name) for name in np.unique(names) if name != IN}
-    return {"": Groups(inside, tuple(outside.values())), **{k: Groups(inside, (v,)) for k, v in outside.items()}}
+    return Groups(np.flatnonzero(names == IN), outside)
 
 
 def problem(rows: Rows, groups: Groups) -> str:
@@ -62,50 +70,54 @@ def problem(rows: Rows, groups: Groups) -> str:
     if not groups.outside:
         return "there is no out-of-distribution set"
     ids = np.asarray(rows["sample_id"])
-    if any(np.unique(ids[g]).size < 2 for g in (groups.inside, *groups.outside)):
+    if any(np.unique(ids[g]).size < 2 for g in (groups.inside, *groups.outside.values())):
         return 'a set (or "in") has fewer than two images'
     broken = int(np.isnan(np.asarray(rows["ood_score"], dtype=float)[groups.rows]).sum())
     return f"{broken} of {groups.rows.size} ood_score values are NaN" if broken else ""
 
 
-class _PerSet(Protocol):
-    """What the two kinds of detection metric implement for one key."""
+class _OfSets(Protocol):
+    """What a detection metric implements for sets without a problem: one number for the mean, then one per set."""
 
-    def one(self, rows: Rows, groups: Groups, level: float) -> Estimate: ...
+    def of_sets(self, rows: Rows, groups: Groups, level: float) -> list[Estimate]: ...
 
-    def change(
-        self, baseline: Rows, candidate: Rows, groups: Groups, before: Estimate, after: Estimate, alpha: float
-    ) -> PairedDifference: ...
+    def changes(self, baseline: Rows, candidate: Rows, groups: Groups, alpha: float) -> list[Difference]: ...
 
 
-def _estimates(metric: _PerSet, rows: Rows, level: float) -> dict[str, Estimate]:
-    keyed = groups_by_key(rows)
-    out: dict[str, Estimate] = {}
-    for key, groups in reversed(keyed.items()):
-        reason = problem(rows, groups)
-        if reason:
-            out[key] = undefined(groups.rows.size, reason)
-        elif key == "" and len(keyed) == 2:  # the mean over a single set is that set
-            out[key] = next(iter(out.values()))
-        else:
-            out[key] = metric.one(rows, groups, level)
-    return {key: out[key] for key in keyed}
+def _estimates(metric: _OfSets, rows: Rows, level: float) -> dict[str, Estimate]:
+    everything = groups_of(rows)
+    sound = {k: v for k, v in everything.outside.items() if not problem(rows, everything.alone(k))}
+    reason = problem(rows, everything)
+    out = {"": undefined(everything.rows.size, reason)}
+    for name in everything.outside:
+        alone = everything.alone(name)
+        out[name] = undefined(alone.rows.size, problem(rows, alone))
+    if sound:
+        total, *each = metric.of_sets(rows, Groups(everything.inside, sound), level)
+        out |= dict(zip(sound, each, strict=True))
+        if not reason:
+            out[""] = total
+    return out
 
 
-def _differences(metric: _PerSet, baseline: Rows, candidate: Rows, alpha: float) -> dict[str, PairedDifference]:
+def _differences(metric: _OfSets, baseline: Rows, candidate: Rows, alpha: float) -> dict[str, PairedDifference]:
     before, after = _estimates(metric, baseline, 1 - alpha), _estimates(metric, candidate, 1 - alpha)
-    out: dict[str, PairedDifference] = {}
-    for key, groups in groups_by_key(baseline).items():
-        if before[key].value is None or after[key].value is None:
-            out[key] = incomparable(groups.rows.size, before[key], after[key])
-        else:
-            out[key] = metric.change(baseline, candidate, groups, before[key], after[key], alpha)
+    keys = [key for key in before if before[key].value is not None and after[key].value is not None]
+    out = {key: incomparable(before[key].n, before[key], after[key]) for key in before}
+    everything = groups_of(baseline)
+    sound = {k: v for k, v in everything.outside.items() if k in keys}
+    if sound:
+        groups = Groups(everything.inside, sound)
+        changes = metric.changes(baseline, candidate, groups, alpha)
+        for key, group, change in zip(("", *sound), groups.each, changes, strict=True):
+            if key in keys:
+                out[key] = compared(change, group.rows.size, before[key], after[key], alpha)
     return out
 
 
 def _scores(rows: Rows, groups: Groups) -> tuple[Floats, list[Floats]]:
     scores = np.asarray(rows["ood_score"], dtype=float)
-    return scores[groups.inside], [scores[g] for g in groups.outside]
+    return scores[groups.inside], [scores[g] for g in groups.outside.values()]
 
 
 @dataclass(frozen=True)
@@ -118,21 +130,25 @@ class Auroc:
     def difference(self, baseline: Rows, candidate: Rows, alpha: float) -> Mapping[str, PairedDifference]:
         return _differences(self, baseline, candidate, alpha)
 
-    def one(self, rows: Rows, groups: Groups, level: float) -> Estimate:
-        components = self._components(rows, groups)
-        low, high = auroc_interval(components, level, np.asarray(rows["sample_id"])[groups.rows])
-        return Estimate(components.value, low, high, groups.rows.size)
+    def of_sets(self, rows: Rows, groups: Groups, level: float) -> list[Estimate]:
+        out = []
+        for group in groups.each:
+            components = auroc_components(*_scores(rows, group))
+            low, high = auroc_interval(components, level, np.asarray(rows["sample_id"])[group.rows])
+            out.append(Estimate(components.value, low, high, group.rows.size))
+        return out
 
-    def change(
-        self, baseline: Rows, candidate: Rows, groups: Groups, before: Estimate, after: Estimate, alpha: float
-    ) -> PairedDifference:
-        ids = np.asarray(baseline["sample_id"])[groups.rows]
-        change = auroc_difference(self._components(baseline, groups), self._components(candidate, groups), alpha, ids)
-        return compared(change, groups.rows.size, before, after)
-
-    @staticmethod
-    def _components(rows: Rows, groups: Groups) -> AurocComponents:
-        return auroc_components(*_scores(rows, groups))
+    def changes(self, baseline: Rows, candidate: Rows, groups: Groups, alpha: float) -> list[Difference]:
+        ids = np.asarray(baseline["sample_id"])
+        return [
+            auroc_difference(
+                auroc_components(*_scores(baseline, group)),
+                auroc_components(*_scores(candidate, group)),
+                alpha,
+                ids[group.rows],
+            )
+            for group in groups.each
+        ]
 
 
 def false_positive_rate(inside: Floats, outside: Floats, tpr: float = 0.95) -> Statistic:
@@ -144,12 +160,13 @@ def false_positive_rate(inside: Floats, outside: Floats, tpr: float = 0.95) -> S
     order = np.argsort(inside, kind="stable")
     ordered, n = inside[order], inside.size
 
-    def statistic(weights: NDArray[Any]) -> float:
-        counts = np.cumsum(weights[:n][order])
-        # Compared in exact multiples: 0.95 * n in floating point may lie just above an integer.
-        threshold = ordered[np.searchsorted(counts, math.ceil(round(tpr * counts[-1], 9)))]
-        out = weights[n:]
-        return float(out @ (outside <= threshold) / out.sum())
+    def statistic(weights: NDArray[Any]) -> Floats:
+        counts = np.cumsum(weights[:, :n][:, order], axis=-1)
+        # Rounded before the ceiling: 0.95 * n in floating point may lie just above an integer.
+        least = np.ceil(np.round(tpr * counts[:, -1], 9))
+        threshold = ordered[[np.searchsorted(c, k) for c, k in zip(counts, least, strict=True)]]
+        out = weights[:, n:]
+        return np.asarray((out * (outside <= threshold[:, None])).sum(axis=-1) / out.sum(axis=-1))
 
     return statistic
 
@@ -166,11 +183,11 @@ def average_precision(negatives: Floats, positives: Floats, positives_first: boo
     ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
     positive = positive[order]
 
-    def statistic(weights: NDArray[Any]) -> float:
-        drawn = weights[order]
-        found = np.cumsum(drawn * positive)[ends]
-        precision = found / np.maximum(np.cumsum(drawn)[ends], 1)
-        return float(np.diff(found, prepend=0) @ precision / found[-1])
+    def statistic(weights: NDArray[Any]) -> Floats:
+        drawn = weights[:, order]
+        found = np.cumsum(drawn * positive, axis=-1)[:, ends]
+        precision = found / np.maximum(np.cumsum(drawn, axis=-1)[:, ends], 1)
+        return np.asarray((np.diff(found, prepend=0, axis=-1) * precision).sum(axis=-1) / found[:, -1])
 
     return statistic
 
@@ -222,39 +239,49 @@ class Bootstrapped:
     def difference(self, baseline: Rows, candidate: Rows, alpha: float) -> Mapping[str, PairedDifference]:
         return _differences(self, baseline, candidate, alpha)
 
-    def one(self, rows: Rows, groups: Groups, level: float) -> Estimate:
+    def of_sets(self, rows: Rows, groups: Groups, level: float) -> list[Estimate]:
         inside, sets = _scores(rows, groups)
-        mean = self._mean(inside, sets)
-        value = mean(np.ones(groups.rows.size, dtype=np.int64))
-        low, high, distribution = bootstrap(mean, _units(rows, groups), level)
-        if np.ptp(distribution) == 0:
-            each = [self.limits(self._mean(inside, [s])(np.ones(inside.size + s.size)), inside.size, s.size, level)
-                    for s in sets]  # fmt: skip
-            low, high = (float(np.mean(side)) for side in zip(*each, strict=True))
-        return finite_or_undefined(value, low, high, groups.rows.size, "a resample has no value: too few images")
+        statistics = self._statistics(inside, sets)
+        values = statistics(once(groups.rows.size))[:, 0].tolist()
+        result = bootstrap(statistics, _units(rows, groups), level)
+        saturated = [self.limits(v, inside.size, s.size, level) for v, s in zip(values[1:], sets, strict=True)]
+        mean = Interval(*(float(np.mean(side)) for side in zip(*saturated, strict=True)))
+        out = []
+        for number, (value, limits, group) in enumerate(zip(values, [mean, *saturated], groups.each, strict=True)):
+            low, high = float(result.low[number]), float(result.high[number])
+            if np.ptp(result.distribution[number]) < 1e-13:
+                low, high = limits
+            n = group.rows.size
+            out.append(finite_or_undefined(value, low, high, n, "a resample has no value: too few images"))
+        return out
 
-    def change(
-        self, baseline: Rows, candidate: Rows, groups: Groups, before: Estimate, after: Estimate, alpha: float
-    ) -> PairedDifference:
-        old, new = (self._mean(*_scores(rows, groups)) for rows in (baseline, candidate))
-        units = _units(baseline, groups)
-        change = bootstrap_difference(old, new, units, alpha, bounded=True)
-        return compared(change, sum(units.strata), before, after)
+    def changes(self, baseline: Rows, candidate: Rows, groups: Groups, alpha: float) -> list[Difference]:
+        old, new = (self._statistics(*_scores(rows, groups)) for rows in (baseline, candidate))
+        changes = bootstrap_difference(old, new, _units(baseline, groups), alpha)
+        for number, (change, group) in enumerate(zip(changes, groups.each, strict=True)):
+            if change.high - change.low < 1e-13:  # no image changed anything: still not certain
+                sizes = [group.inside.size, *(rows.size for rows in group.outside.values())]
+                changes[number] = normal_difference(change.value, 0.0, sizes, alpha)
+        return changes
 
-    def _mean(self, inside: Floats, sets: list[Floats]) -> Statistic:
+    def _statistics(self, inside: Floats, sets: list[Floats]) -> Statistic:
+        """The mean over the sets and the value of each set: (B, rows) -> (1 + K, B)."""
         statistics = [self.statistic(inside, s) for s in sets]
         n = inside.size
         starts = np.cumsum([n, *(s.size for s in sets)])
         parts = [np.r_[0:n, a:b] for a, b in pairwise(starts)]
-        if len(statistics) == 1:
-            return statistics[0]
-        return lambda w: float(np.mean([s(w[part]) for s, part in zip(statistics, parts, strict=True)]))
+
+        def evaluate(weights: NDArray[Any]) -> Floats:
+            each = np.stack([s(weights[:, part]) for s, part in zip(statistics, parts, strict=True)])
+            return np.concatenate([each.mean(axis=0, keepdims=True), each])
+
+        return evaluate
 
 
 def _units(rows: Rows, groups: Groups) -> Units:
     ids = np.asarray(rows["sample_id"])
     strata = [np.zeros(groups.inside.size, dtype=np.int64)]
-    for number, outside in enumerate(groups.outside, start=1):
+    for number, outside in enumerate(groups.outside.values(), start=1):
         shared = np.isin(ids[outside], ids[groups.inside]).any()
         strata.append(np.full(outside.size, 0 if shared else number))
     return sampling_units(ids[groups.rows], np.concatenate(strata))

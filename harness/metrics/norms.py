@@ -22,13 +22,14 @@ def weighted_median(values: Floats) -> Statistic:
     order = np.argsort(values, kind="stable")
     ordered = values[order]
 
-    def statistic(weights: NDArray[Any]) -> float:
-        counts = np.cumsum(weights[order])
-        total = counts[-1]
-        if total == 0:
-            return float("nan")
-        lower, upper = np.searchsorted(counts, total / 2, "left"), np.searchsorted(counts, total / 2, "right")
-        return float((ordered[lower] + ordered[upper]) / 2)
+    def statistic(weights: NDArray[Any]) -> Floats:
+        counts = np.cumsum(weights[:, order], axis=-1)
+        half = counts[:, -1] / 2
+        lower = [np.searchsorted(c, h, "left") for c, h in zip(counts, half, strict=True)]
+        upper = [np.searchsorted(c, h, "right") for c, h in zip(counts, half, strict=True)]
+        last = ordered.size - 1
+        median = (ordered[np.minimum(lower, last)] + ordered[np.minimum(upper, last)]) / 2
+        return np.where(half > 0, median, np.nan)
 
     return statistic
 
@@ -36,9 +37,10 @@ def weighted_median(values: Floats) -> Statistic:
 def weighted_mean(values: Floats) -> Statistic:
     """The mean of finite `values` (rows,), each row counted as often as its weight; NaN without weight."""
 
-    def statistic(weights: NDArray[Any]) -> float:
-        total = weights.sum()
-        return float(weights @ values / total) if total else float("nan")
+    def statistic(weights: NDArray[Any]) -> Floats:
+        total = weights.sum(axis=-1)
+        mean: Floats = np.divide(weights @ values, total, out=np.full(total.shape, np.nan), where=total > 0)
+        return mean
 
     return statistic
 
@@ -63,8 +65,8 @@ class MedianNorm:
         n = units.strata[0] if units.strata else 0
         if before.value is None or after.value is None:
             return {"": incomparable(n, before, after)}
-        change = bootstrap_difference(self._statistic(baseline), self._statistic(candidate), units, alpha)
-        return {"": compared(change, n, before, after)}
+        (change,) = bootstrap_difference(self._statistic(baseline), self._statistic(candidate), units, alpha)
+        return {"": compared(change, n, before, after, alpha)}
 
     def _censored(self, rows: Rows) -> Floats:
         return np.where(fallen(rows), np.asarray(rows[self.norm], dtype=float), np.inf)
@@ -72,7 +74,7 @@ class MedianNorm:
     def _statistic(self, rows: Rows) -> Statistic:
         correct = clean_correct(rows)
         median = weighted_median(self._censored(rows)[correct])
-        return lambda weights: median(weights[correct])
+        return lambda weights: median(weights[:, correct])
 
     def _estimate(self, rows: Rows, level: float) -> Estimate:
         correct = clean_correct(rows)
@@ -82,14 +84,14 @@ class MedianNorm:
         units = sampling_units(np.asarray(rows["sample_id"])[correct])
         n = units.strata[0]
         failed = f"the attack failed on {np.isinf(values).mean():.1%} of the initially correct samples"
-        value = weighted_median(values)(np.ones(values.size))
+        value = float(np.median(values))
         if not np.isfinite(value):
             return undefined(n, f"{failed}: the median is infinite")
         if n < 2:
             return undefined(n, _TOO_FEW)
         result = bootstrap(weighted_median(values), units, level)
         reason = f"{failed}: the median's upper confidence limit is infinite"
-        return finite_or_undefined(value, result.low, result.high, n, reason)
+        return finite_or_undefined(value, float(result.low), float(result.high), n, reason)
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,8 @@ class MeanNormOfSuccesses:
             return {"": incomparable(before.n, before, after)}
         units = sampling_units(np.asarray(baseline["sample_id"])[joint])
         old, new = (weighted_mean(np.asarray(rows[self.norm], dtype=float)[joint]) for rows in (baseline, candidate))
-        return {"": compared(bootstrap_difference(old, new, units, alpha), before.n, before, after)}
+        (change,) = bootstrap_difference(old, new, units, alpha)
+        return {"": compared(change, before.n, before, after, alpha)}
 
     def _estimate(self, rows: Rows, among: Mask, level: float) -> Estimate:
         if not among.any():
@@ -124,7 +127,9 @@ class MeanNormOfSuccesses:
         if n < 2:
             return undefined(n, _TOO_FEW)
         result = bootstrap(weighted_mean(values), units, level)
-        return finite_or_undefined(float(values.mean()), result.low, result.high, n, f"{self.norm} is not finite")
+        return finite_or_undefined(
+            float(values.mean()), float(result.low), float(result.high), n, f"{self.norm} is not finite"
+        )
 
 
 LINF_MEDIAN = MedianNorm("linf")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 from harness.metrics.base import Estimate, PairedDifference
-from harness.statistics import Difference
+from harness.statistics import Difference, spread_of
 
 
-def compared(change: Difference, n: int, baseline: Estimate, candidate: Estimate) -> PairedDifference:
-    """The paired difference, or an undefined one where a bound is not finite."""
+def compared(change: Difference, n: int, baseline: Estimate, candidate: Estimate, alpha: float) -> PairedDifference:
+    """The paired difference over n samples, or an undefined one where a bound is not finite."""
     if not all(math.isfinite(v) for v in change):
         return incomparable(n, baseline, candidate, "the difference or a bound of it is not finite")
     return PairedDifference(
@@ -19,7 +19,7 @@ def compared(change: Difference, n: int, baseline: Estimate, candidate: Estimate
         p_decrease=change.p_decrease,
         p_increase=change.p_increase,
         n=n,
-        spread=change.spread,
+        spread=spread_of(change.value, change.low, change.high, n, alpha),
         baseline=baseline,
         candidate=candidate,
     )
