@@ -14,7 +14,6 @@ from harness.errors import ModelError
 from harness.models import ModelContext
 from harness.randomness import Draws
 from harness_torch.loading import (
-    ExportedModule,
     fill,
     find_checkpoint,
     find_file,
@@ -162,7 +161,7 @@ def build(options: TorchOptions, context: ModelContext) -> TorchClassifier:
     module = source.module(device=context.device)
     kind = RandomTorchClassifier if options.random else TorchClassifier
     model = kind(context.name, source, module)
-    model.eval()
+    model.to(context.device).eval()
     channels = len(model.mean)
     if channels not in (1, context.data.shape[0]):
         raise ModelError(
@@ -195,13 +194,12 @@ def find_source(options: TorchOptions, context: ModelContext) -> Source:
 
 def _probe(model: TorchClassifier, context: ModelContext) -> int:
     """K, from two blank images: two, so that a program exported for one image is found out here."""
-    where = context.device if isinstance(model.module, ExportedModule) else "cpu"
-    blank = torch.zeros(2, *context.data.shape, device=where)
+    blank = torch.zeros(2, *context.data.shape, device=context.device)
     with torch.no_grad():
         if isinstance(model, RandomTorchClassifier):
             from harness.randomness import draws_for
 
-            out = model.logits(blank, draws=draws_for(torch.arange(2), 0, "probe"))
+            out = model.logits(blank, draws=draws_for(torch.arange(2, device=context.device), 0, "probe"))
         else:
             out = model.logits(blank)
     return int(out.shape[1])
