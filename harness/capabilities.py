@@ -126,11 +126,11 @@ def mismatches(model: object, declared: Iterable[str]) -> list[str]:
     declared = frozenset(declared)
     problems = [f"declares unknown capability '{name}'" for name in sorted(declared - METHODS.keys())]
     for name, method in METHODS.items():
-        implemented = callable(getattr(model, method, None))
-        if name in declared and not isinstance(model, PROTOCOLS[name]):
-            wanted = [m for m in sorted(_members(PROTOCOLS[name])) if not hasattr(model, m)]
-            problems.append(f"declares {name} but lacks {', '.join(wanted)}")
-        elif implemented and name not in declared:
+        # Not isinstance(): a protocol of methods alone is content with a class that names them, whatever the value.
+        lacking = [m for m in sorted(_members(PROTOCOLS[name])) if getattr(model, m, None) is None]
+        if name in declared and lacking:
+            problems.append(f"declares {name} but lacks {', '.join(lacking)}")
+        elif name not in declared and callable(getattr(model, method, None)):
             problems.append(f"has a method {method}() but does not declare {name}")
     return problems
 

@@ -45,9 +45,10 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError) as error:
+        header: dict[str, Any] = json.loads(metadata.get(_KEY, "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
         raise HarnessError(f"checkpoint {path} is not a readable safetensors file: {error}") from error
-    return tensors, json.loads(metadata.get(_KEY, "{}"))
+    return tensors, header
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -60,7 +61,7 @@ def read_header(path: Path) -> dict[str, Any]:
             if size > 100_000_000:
                 raise ValueError("header too long")
             header: dict[str, Any] = json.loads(json.loads(file.read(size)).get("__metadata__", {}).get(_KEY, "{}"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise HarnessError(f"checkpoint {path} is not a readable safetensors file: {error}") from error
     return header
 

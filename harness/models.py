@@ -127,6 +127,8 @@ class ModelView:
         draws = self._own_streams(x, draws)
         extra = {"draws": draws} if self.stochastic else {}
         out: Tensor = getattr(self._model, method)(x, **extra)
+        if not hasattr(out, "requires_grad"):
+            raise ModelError(f"{method}() returned a {type(out).__name__}, not a tensor of shape {shape}")
         if tuple(out.shape) != shape:
             raise ModelError(f"{method}() returned shape {tuple(out.shape)} for {x.shape[0]} images, not {shape}")
         ones = self.forwards.new_ones(1).expand(len(draws))
