@@ -1,0 +1,136 @@
+"""The audit's checks on made-up rows: each flags what it is for, and nothing else."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from harness.audit import COLUMNS, Check, audit, non_monotone
+
+N = 200
+
+
+def honest_rows() -> dict[str, np.ndarray]:
+    """An attack that took half of the samples early and raised the loss of the rest."""
+    success = np.arange(N) % 2 == 0
+    return {
+        "clean_correct": np.ones(N, dtype=bool),
+        "success": success,
+        "zero_gradient_steps": np.zeros(N, dtype=int),
+        "nonfinite_gradient_steps": np.zeros(N, dtype=int),
+        "gradient_steps": np.where(success, 7, 40),
+        "loss_first": np.full(N, -5.0),
+        "loss_last": np.full(N, -1.0),
+        "success_step": np.where(success, 7, -1),
+        "steps": np.full(N, 40),
+    }
+
+
+def flags(rows: dict[str, np.ndarray]) -> list[str]:
+    return [check.check for check in audit(rows) if not check.ok]
+
+
+def test_an_honest_attack_passes_every_check():
+    checks = audit(honest_rows())
+    assert [c.check for c in checks] == [
+        "zero_gradients",
+        "nonfinite_gradients",
+        "loss_not_increasing",
+        "not_converged",
+    ]
+    assert all(c.ok and c.message == "" for c in checks)
+
+
+def test_rows_of_no_iterative_attack_have_no_audit():
+    assert audit({"clean_correct": np.ones(5, dtype=bool), "success": np.zeros(5, dtype=bool)}) == []
+    assert audit({}) == []
+
+
+def test_columns_are_those_the_checks_read():
+    assert set(COLUMNS) == set(honest_rows())
+
+
+@pytest.mark.parametrize(("blind", "flagged"), [(2, False), (3, True)])
+def test_zero_gradients_are_flagged_above_one_percent(blind, flagged):
+    rows = honest_rows()
+    rows["zero_gradient_steps"][:blind] = 1
+    assert flags(rows) == (["zero_gradients"] if flagged else [])
+
+
+def test_samples_that_were_not_attacked_count_nowhere():
+    rows = honest_rows()
+    rows["clean_correct"][: N // 2] = False
+    rows["zero_gradient_steps"][: N // 2] = 40
+    rows["nonfinite_gradient_steps"][: N // 2] = 40
+    rows["loss_last"][: N // 2] = np.nan
+    assert flags(rows) == []
+
+
+def test_one_nonfinite_gradient_is_enough():
+    rows = honest_rows()
+    rows["nonfinite_gradient_steps"][5] = 1
+    assert flags(rows) == ["nonfinite_gradients"]
+
+
+def test_loss_that_does_not_rise_on_robust_samples_is_flagged():
+    rows = honest_rows()
+    rows["loss_last"][~rows["success"]] = -5.0
+    assert flags(rows) == ["loss_not_increasing"]
+    assert "100 of 100" in next(c.message for c in audit(rows) if not c.ok)
+
+
+def test_a_few_samples_on_a_plateau_raise_no_flag():
+    rows = honest_rows()
+    rows["loss_last"][np.flatnonzero(~rows["success"])[:10]] = -5.0
+    assert flags(rows) == []
+
+
+def test_flat_loss_of_fallen_samples_is_not_a_failure():
+    rows = honest_rows()
+    rows["loss_last"][rows["success"]] = -9.0
+    assert flags(rows) == []
+
+
+def test_success_in_the_last_steps_is_flagged():
+    rows = honest_rows()
+    rows["success_step"] = np.where(rows["success"], 38, -1)
+    assert flags(rows) == ["not_converged"]
+    rows["success_step"] = np.where(rows["success"], 36, -1)
+    assert flags(rows) == []
+
+
+def test_two_late_successes_of_twenty_prove_nothing_but_five_do():
+    rows = {k: v[:40] for k, v in honest_rows().items()}
+    rows["success_step"][np.flatnonzero(rows["success"])[:2]] = 40
+    assert flags(rows) == []
+    rows["success_step"][np.flatnonzero(rows["success"])[:5]] = 40
+    assert flags(rows) == ["not_converged"]
+
+
+@pytest.mark.parametrize("empty", [0, 1])
+def test_cells_without_attacked_samples_pass(empty):
+    rows = {k: v[:empty] for k, v in honest_rows().items()}
+    rows["clean_correct"] = np.zeros(empty, dtype=bool)
+    assert all(c.ok for c in audit(rows))
+
+
+def cell(eps: float, robust: int, ids: np.ndarray | None = None) -> tuple[float, dict[str, np.ndarray]]:
+    ids = np.arange(N) if ids is None else ids
+    return eps, {"sample_id": ids, "clean_correct": np.ones(N, dtype=bool), "success": ids >= robust}
+
+
+def test_robust_accuracy_falling_with_eps_is_fine():
+    assert non_monotone([cell(0.3, 10), cell(0.1, 150), cell(0.2, 60)]) == [Check("non_monotone", True, "")]
+
+
+def test_a_rise_with_eps_is_flagged_with_both_numbers_whatever_the_order_of_rows():
+    shuffled = np.random.default_rng(0).permutation(N)
+    (check,) = non_monotone([cell(0.3, 60, shuffled), cell(0.1, 100), cell(0.2, 20)])
+    assert not check.ok
+    assert "10.0% at eps 0.2" in check.message
+    assert "30.0% at eps 0.3" in check.message
+
+
+def test_a_rise_by_a_few_samples_is_noise():
+    assert non_monotone([cell(0.1, 100), cell(0.2, 104)])[0].ok
+    assert not non_monotone([cell(0.1, 100), cell(0.2, 105)])[0].ok
