@@ -41,7 +41,7 @@ def gate_view(report: Mapping[str, Any]) -> RenderableType:
         texts = columns_of(row, several)
         table.add_row(Text(texts[0], style=style), *(Text(text) for text in texts[1:-1]))
         if row["verdict"] != "ok":
-            subject = f"  {visible(row['cell'], 200)} {texts[3]}: "
+            subject = f" {visible(row['cell'], 200)} {texts[3]}: "
             reasons.append(Text.assemble((f"{texts[0]}", style), subject, texts[-1]))
     if reasons:
         parts += [Text(""), *reasons]

@@ -31,7 +31,7 @@ def gate_markdown(report: Mapping[str, Any], limit: int = STEP_SUMMARY_LIMIT) ->
         [
             f"## Gate of {_escaped(report['suite'])}: {_escaped(report['verdict'])}",
             "",
-            _escaped(headline(report)),
+            headline(report),
             "",
             f"| {' | '.join(COLUMNS)} |",
             f"|{' --- |' * len(COLUMNS)}",
