@@ -67,8 +67,8 @@ def non_monotone(cells: Sequence[tuple[float, Rows]]) -> list[Check]:
 
 
 def _robust(rows: Rows) -> NDArray[np.bool_]:
-    correct, fallen = (np.asarray(rows[column], dtype=bool) for column in ("clean_correct", "success"))
-    return correct & ~fallen
+    correct: NDArray[np.bool_] = np.asarray(rows["clean_correct"], dtype=bool)
+    return correct & ~np.asarray(rows["success"], dtype=bool)
 
 
 def _clearly_above(count: int, n: int, share: float) -> bool:
