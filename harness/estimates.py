@@ -8,11 +8,11 @@ from typing import Any
 
 from harness import audit
 from harness.checkpoints import write_atomically
-from harness.errors import HarnessError
+from harness.errors import HarnessError, StoreError
 from harness.host import Host
 from harness.info import MetricInfo, resolve
 from harness.loading import code_version, digest_of
-from harness.metrics import CellRows, GroupMetric, Metric
+from harness.metrics import CellRows, GroupMetric, Metric, Summary, undefined
 from harness.store import CellManifest, RowReader
 
 
@@ -55,7 +55,7 @@ class Estimator:
             except HarnessError:
                 raise
             except Exception as error:
-                raise HarnessError(f"metric '{info.name}': {type(error).__name__}: {error}") from error
+                raise HarnessError(f"metric '{info.name}': {one_line(error)}") from error
             metrics.update({metric_name(info.name, variant): e.to_json() for variant, e in estimates.items()})
         checks = self._audit(cell, columns, smaller)
         return {"metrics": metrics, "audit": checks, "reliable": all(check["ok"] for check in checks)}
@@ -77,15 +77,13 @@ class Estimator:
                 for c in cells
                 if self._reader.columns(c.id).issuperset(info.columns)
             ]
-            for summary in metric.summarise(members, self._level) if members else ():
-                found.append(
-                    {
-                        "metric": info.name,
-                        "subject": summary.subject,
-                        "cells": list(summary.cells),
-                        **summary.estimate.to_json(),
-                    }
-                )
+            try:
+                summaries = metric.summarise(members, self._level) if members else ()
+            except Exception as error:  # a number over several cells takes down none of them
+                summaries = [Summary("", tuple(m.id for m in members), undefined(0, one_line(error)))]
+            for summary in summaries:
+                facts = {"metric": info.name, "subject": summary.subject, "cells": list(summary.cells)}
+                found.append({**facts, **summary.estimate.to_json()})
         return found
 
     def _remembered(self, key: Sequence[Any], make: Any) -> dict[str, Any]:
@@ -93,8 +91,15 @@ class Estimator:
         try:
             known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):  # not made before, or not whole: make it now
-            known = make()
-            write_atomically(path, json.dumps(known, allow_nan=False).encode())
+            made = make()
+            try:
+                text = json.dumps(made, allow_nan=False)
+                write_atomically(path, text.encode())
+            except (TypeError, ValueError) as error:
+                raise HarnessError(f"a metric or the audit gave what is no finite number ({error})") from error
+            except OSError as error:
+                raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+            known = json.loads(text)
         return known
 
 
@@ -111,6 +116,11 @@ def cell_entry(cell: CellManifest | Mapping[str, Any], **facts: Any) -> dict[str
 
 
 _FACTS = ("id", "model", "threat", "plugin", "dataset", "params")
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as type and text, in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _module(info: MetricInfo) -> str:

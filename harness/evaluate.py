@@ -16,6 +16,7 @@ from harness.datasets import DatasetFacts, DatasetSlice, Ints
 from harness.errors import HarnessError, ModelError, ThreatError
 from harness.host import Host, load_host
 from harness.loading import BuiltModel, build_model, build_threat, on_import_path, open_dataset
+from harness.models import ModelView
 from harness.randomness import draws_for
 from harness.store import shard_path, write_shard
 from harness.suite import dataset_entry, model_entry, threat_entry
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BUDGET_TOLERANCE = 1e-6
+_OF_IMAGES = ("adversarial_prediction", "success", "linf", "l2", "l1", "l0")
+"""Columns that the host alone derives, from the images a threat returns."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ def run_shard(task: ShardTask, bench: Workbench) -> ShardOutcome:
         error = str(problem)
         if problem.__cause__ is not None and not isinstance(problem.__cause__, (HarnessError, OSError)):
             trace = traceback.format_exc()
-    except Exception as problem:
+    except (Exception, SystemExit) as problem:  # a model that calls sys.exit() ends its cell, not the run
         error = f"{type(problem).__name__}: {' '.join(str(problem).split())}"
         trace = traceback.format_exc()
     return ShardOutcome(task.cell, int(task.ids[0]), len(task.ids), time.perf_counter() - start, error, trace, fatal)
@@ -145,8 +148,11 @@ def evaluate_shard(task: ShardTask, bench: Workbench) -> dict[str, NDArray[Any]]
         if not task.setting.store_images:
             columns.pop("adversarial", None)
         parts.append(columns)
-    names = list(parts[0])
-    return {name: np.concatenate([part[name] for part in parts]) for name in names}
+    every = set().union(*parts)
+    uneven = sorted(name for name in every if not all(name in part for part in parts))
+    if uneven:
+        raise ThreatError(f"column '{uneven[0]}' is in some batches and not in others")
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def evaluate_batch(
@@ -160,16 +166,22 @@ def evaluate_batch(
     sample_ids = torch.from_numpy(ids).to(setting.device)
     judge = built.view(sample_ids, setting.seed, "eval")
     clean_logits = None
+    version = x._version  # counts changes made to the tensor in place
     if "Classifier" in judge.capabilities:
-        if int(y.max()) >= judge.num_classes:
-            raise HarnessError(f"label {int(y.max())} is out of range: the model has {judge.num_classes} classes")
+        if not 0 <= int(y.min()) <= int(y.max()) < judge.num_classes:
+            wrong = int(y.max()) if int(y.min()) >= 0 else int(y.min())
+            raise HarnessError(f"label {wrong} is out of range: the model has {judge.num_classes} classes")
         with torch.no_grad():
-            clean_logits = _finite(judge.logits(x), ids)
+            clean_logits = _finite(judge.logits(x), ids, "images")
+    if x._version != version:
+        raise ModelError("the model changes its input in place; let it work on a copy (x = x.clone())")
     view = built.view(sample_ids, setting.seed, "attack")
     draws = draws_for(sample_ids, setting.seed, "threat", task.threat[1])
-    columns = dict(threat.run(view, Batch(x, y, sample_ids, draws, clean_logits)))
+    columns = _returned(threat.run(view, Batch(x, y, sample_ids, draws, clean_logits)), threat)
+    if x._version != version:
+        raise ThreatError("the clean images were changed in place while the threat ran; work on a copy (x.clone())")
     if "adversarial" in columns:
-        columns.update(_verdict(columns["adversarial"], threat.budget, judge, x, y, clean_logits))
+        columns.update(_verdict(columns["adversarial"], threat.budget, judge, x, y, ids, clean_logits))
     arrays = {name: _array(name, values) for name, values in columns.items()}
     cost = {"forwards": _array("forwards", view.forwards), "backwards": _array("backwards", view.backwards)}
     if "sample_id" in arrays:
@@ -179,13 +191,34 @@ def evaluate_batch(
         prediction = clean_logits.argmax(dim=1)
         host_columns["clean_prediction"] = _array("clean_prediction", prediction)
         host_columns["clean_correct"] = _array("clean_correct", prediction == y)
-    rows = {**host_columns, **arrays, **cost}
+    # Twice, so that these columns come first, and are the host's own whatever the threat returned.
+    rows = {**host_columns, **arrays, **host_columns, **cost}
     _check_lengths(rows, len(ids))
     return rows
 
 
+def _returned(returned: Any, threat: Threat) -> dict[str, Any]:
+    """A threat's columns; refused where they claim what only images can show."""
+    if not isinstance(returned, Mapping) or not returned:
+        raise ThreatError(f"the threat returned {type(returned).__name__}, not columns by name")
+    columns = dict(returned)
+    claimed = [name for name in _OF_IMAGES if name in columns]
+    if "adversarial" not in columns and (claimed or threat.budget is not None):
+        what = f"a column '{claimed[0]}'" if claimed else "a budget"
+        raise ThreatError(f"the threat has {what} but returned no adversarial images that would show it")
+    if "adversarial" in columns and "sample_id" in columns:
+        raise ThreatError("adversarial images come in the batch's order, one a sample; leave out the column sample_id")
+    return columns
+
+
 def _verdict(
-    images: Tensor, budget: Budget | None, judge: Any, x: Tensor, y: Tensor, clean_logits: Tensor | None
+    images: Tensor,
+    budget: Budget | None,
+    judge: ModelView,
+    x: Tensor,
+    y: Tensor,
+    ids: Ints,
+    clean_logits: Tensor | None,
 ) -> dict[str, Tensor]:
     """Judge stored images afresh: range, budget, prediction, norms."""
     import torch
@@ -200,7 +233,7 @@ def _verdict(
         raise ThreatError("adversarial images lie outside [0, 1] (or are not finite)")
     norms = perturbation_norms(images, x)
     size = norms[budget.norm]
-    over = size > budget.eps * (1 + BUDGET_TOLERANCE) + BUDGET_TOLERANCE
+    over = ~(size <= budget.eps * (1 + BUDGET_TOLERANCE) + BUDGET_TOLERANCE)  # so that a budget of NaN holds nothing
     if over.any():
         worst = float(size.max())
         raise ThreatError(
@@ -208,7 +241,7 @@ def _verdict(
             f" {budget.eps:.6g}; the rows are refused"
         )
     with torch.no_grad():
-        prediction = judge.logits(images).argmax(dim=1)
+        prediction = _finite(judge.logits(images), ids, "adversarial images").argmax(dim=1)
     success = (clean_logits.argmax(dim=1) == y) & (prediction != y)
     return {"adversarial_prediction": prediction, "success": success, **norms}
 
@@ -230,13 +263,13 @@ def samples_digest(ids: Ints) -> str:
     return f"{len(ids)}:{int(ids[0])}-{int(ids[-1])}:{int(np.bitwise_xor.reduce(ids * 2654435761 % 2**32))}"
 
 
-def _finite(logits: Tensor, ids: Ints) -> Tensor:
+def _finite(logits: Tensor, ids: Ints, what: str) -> Tensor:
     import torch
 
     bad = ~torch.isfinite(logits).all(dim=1)
     if bad.any():
         first = int(bad.nonzero()[0, 0])
-        raise ModelError(f"logits are not finite for {int(bad.sum())} of {len(ids)} images, first sample {ids[first]}")
+        raise ModelError(f"logits are not finite for {int(bad.sum())} of {len(ids)} {what}, first sample {ids[first]}")
     return logits
 
 

@@ -155,6 +155,6 @@ def _guarded(build: Callable[[], Any], what: str, kind: type[HarnessError]) -> A
         raise
     except HarnessError as error:
         raise type(error)(str(error) if what in str(error) else f"{what}: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a factory that calls sys.exit() takes down its cells, not the run
         text = " ".join(str(error).split())
         raise kind(f"{what}: {type(error).__name__}: {text}") from error

@@ -129,9 +129,12 @@ def resolve(
             built = build_model(entry, whole.facts, device, suite.folder)
             digests[name] = model_digest(entry, built, whole.facts, device)
         except HarnessError as error:
-            broken[name] = (str(error), traceback.format_exc() if _needs_trace(error) else "")
+            broken[name] = (str(error), traceback.format_exc() if needs_trace(error) else "")
+        except Exception as error:
+            text = f"model '{name}': {type(error).__name__}: {' '.join(str(error).split())}"
+            broken[name] = (text, traceback.format_exc())
     planned, failed = [], []
-    common = _common_key(suite, device)
+    common = {**_common_key(suite, device), "reader": code_version(host.datasets.get(suite.dataset.name).factory)}
     for cell in cells:
         if cell.skip:
             continue
@@ -215,7 +218,7 @@ def _identity(suite: Suite, slices: _Slices) -> dict[str, str]:
     return {**parts, "hash": digest_of(parts)}
 
 
-def _needs_trace(error: BaseException) -> bool:
+def needs_trace(error: BaseException) -> bool:
     """Whether the cause is a fault of someone's code, whose traceback is worth keeping."""
     cause = error.__cause__
     while isinstance(cause, HarnessError):

@@ -9,6 +9,7 @@ import platform
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,13 +17,13 @@ from typing import Any
 
 from harness._version import __version__
 from harness.errors import HarnessError, StoreError
-from harness.estimates import Estimator, cell_entry
+from harness.estimates import Estimator, cell_entry, one_line
 from harness.evaluate import Setting, ShardOutcome, ShardTask, samples_digest
 from harness.events import CellFinished, CellPlanned, RunFinished, RunStarted, ShardFinished
 from harness.executors import Executor, ExecutorContext
 from harness.host import Host, load_host
 from harness.info import resolve as resolve_path
-from harness.plan import Cell, Plan, PlannedCell, expand, resolve
+from harness.plan import Cell, Plan, PlannedCell, expand, needs_trace, resolve
 from harness.store import SCHEMA, CellManifest, RowReader, Run, RunFolder, load_run, shard_facts, shard_path
 from harness.suite import Suite, load_suite
 
@@ -78,13 +79,13 @@ def run(
     host = host or load_host(options.plugins)
     suite = suite if isinstance(suite, Suite) else load_suite(suite, host, overrides)
     cells = expand(suite, options.only)
+    device = pick_device(options.device)
+    root = data_root(options.data_root)
     folder = RunFolder((options.out or Path("runs") / safe_name(suite.name)).absolute())
     folder.create()
     with folder.locked():
         if options.fresh:
             folder.clear()
-        device = pick_device(options.device)
-        root = data_root(options.data_root)
         plan = resolve(suite, cells, host, device=device, data_root=root, limit=options.limit)
         setting = Setting(
             folder=str(folder.path),
@@ -175,6 +176,11 @@ class _Driver:
         self._settle_ready()
         if tasks:
             self._execute(tasks)
+        for progress in self.progress.values():
+            if not progress.settled:  # an executor's fault: it owes an outcome for each task
+                progress.settled = True
+                lost = f"{len(progress.missing)} of {len(progress.manifest.shards)} shards were never evaluated"
+                self._fail(progress.manifest, lost, "")
         return self._finish(manifests)
 
     def _survey(self, planned: PlannedCell) -> _Progress:
@@ -276,10 +282,11 @@ class _Driver:
             progress.settled = True
             try:
                 found = self.estimator.cell(cell)
-            except StoreError:
-                raise
             except HarnessError as error:
-                self._fail(cell, str(error), "")
+                self._fail(cell, str(error), traceback.format_exc() if needs_trace(error) else "")
+                continue
+            except Exception as error:
+                self._fail(cell, one_line(error), traceback.format_exc())
                 continue
             self._settle(cell_entry(cell, n=cell.samples, **found))
 

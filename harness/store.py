@@ -50,13 +50,17 @@ class RunFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder against a second run at the same time; the lock goes with the process, however it ends."""
-        with (self.path / ".lock").open("a+") as file:
+        with self._reporting(self.path / ".lock"):
+            lock = (self.path / ".lock").open("a+")
+        with lock as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise StoreError(
                     f"{self.path} is in use by another run; wait for it or choose another --out"
                 ) from error
+            for part in self.path.rglob(".*.part"):  # what a killed run was writing
+                part.unlink(missing_ok=True)
             yield
 
     def clear(self) -> None:
@@ -64,7 +68,8 @@ class RunFolder:
         for name in ("shards", "estimates", "errors", "examples"):
             shutil.rmtree(self.path / name, ignore_errors=True)
         for name in ("results.json", "run.json", "journal.jsonl", "report.html", "gate.json"):
-            (self.path / name).unlink(missing_ok=True)
+            with self._reporting(self.path / name):
+                (self.path / name).unlink(missing_ok=True)
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> Path:
         """Write a JSON file of the run folder; keys keep their order, numbers keep all their digits."""
@@ -227,7 +232,10 @@ class RowReader:
             if ids is not None:
                 samples = pq.read_table(path, columns=["sample_id"], memory_map=False).column("sample_id").to_numpy()
                 tables[-1] = tables[-1].filter(pa.array(np.isin(samples, ids)))
-        table = pa.concat_tables(tables)
+        try:
+            table = pa.concat_tables(tables)
+        except pa.ArrowException as error:
+            raise StoreError(f"the shards of cell {cell_id} differ in the types of their columns") from error
         return {name: _to_numpy(table.column(name)) for name in wanted}
 
     def rows(
@@ -334,4 +342,12 @@ def load_run(folder: Path | str) -> Run:
         schema = documents[-1].get("schema") if isinstance(documents[-1], dict) else None
         if schema != SCHEMA:
             raise HarnessError(f"{path} has schema {schema}; this harness reads schema {SCHEMA}")
-    return Run(folder, documents[0], documents[1])
+    try:
+        found = Run(folder, documents[0], documents[1])
+        unknown = {cell["id"] for cell in found.cells() if cell["status"] == "ok"} - found.reader.cells.keys()
+    except (KeyError, TypeError) as error:
+        raise HarnessError(f"run {folder} is damaged ({type(error).__name__}: {error}); run it again") from error
+    if unknown:
+        cell = sorted(unknown)[0]
+        raise HarnessError(f"run {folder}: results.json and run.json are of different runs ({cell}); run it again")
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from collections.abc import Sequence
 
 import click
@@ -77,4 +78,8 @@ def _status(arguments: Sequence[str] | None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return int(ExitCode.OK)
+    except Exception:
+        traceback.print_exc()
+        click.echo("harness: internal error (above); this is a fault of the program, not of its input", err=True)
+        return int(ExitCode.FAILED)
     return int(result) if isinstance(result, int) else int(ExitCode.OK)

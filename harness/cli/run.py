@@ -17,9 +17,7 @@ from harness.errors import ExitCode
 @click.option("--workers", type=click.IntRange(min=1), help="Worker processes [one a core; one on a GPU].")
 @click.option("--executor", help="How shards are run [inline for one worker, else processes].")
 @click.option("--limit", type=click.IntRange(min=1), help="Use only so many samples a cell; such a run cannot gate.")
-@click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override, as threats.pgd.steps=10."
-)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override, as threats.pgd.steps=10.")
 @click.option("--only", multiple=True, metavar="GLOB", help="Run only the cells whose id matches, as 'cnn/pgd*'.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and run nothing; names what is missing.")
 @click.option("--fresh", is_flag=True, help="Forget what was computed before in the run folder.")
@@ -54,7 +52,8 @@ def command(suite: str, overrides: tuple[str, ...], dry_run: bool, plugins: tupl
             click.echo(f"harness: skipped {cell.id}: {cell.skip}", err=True)
         return ExitCode.NOTHING_TO_RUN
     host.observe(HtmlReporter(), "report")
-    host.observe(TerminalReporter(console), "terminal")
-    finished = run(loaded, chosen, host=host)
+    with TerminalReporter(console) as terminal:
+        host.observe(terminal, "terminal")
+        finished = run(loaded, chosen, host=host)
     failed = any(cell["status"] == "failed" for cell in finished.cells())
     return ExitCode.FAILED if failed else ExitCode.OK

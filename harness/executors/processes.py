@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait as wait_for
 
@@ -70,7 +71,8 @@ class ProcessesExecutor:
         source = suspects or queue
         while source and len(running) < room:
             if wanted(source[0]):
-                running[pool.submit(_work, source[0])] = source[0]
+                with _interrupts_held():  # the first submission starts the workers, which inherit the mask
+                    running[pool.submit(_work, source[0])] = source[0]
             source.popleft()
 
     def _pool(self) -> ProcessPoolExecutor:
@@ -79,10 +81,19 @@ class ProcessesExecutor:
         )
 
 
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back for a moment. A process started meanwhile never sees one: ending it is the parent's to do."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start(setting: Setting) -> None:
-    """First thing in a worker: an interrupt is the parent's to handle; one bench for all shards."""
+    """First thing in a worker: it ends with its parent; one bench for all shards."""
     global _bench
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     import torch
 

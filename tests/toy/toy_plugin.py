@@ -87,8 +87,8 @@ class RowSums(nn.Module):
         out = self.scale * x.sum(dim=(1, 3))
         if self.kind == "nan":
             return out / out.new_zeros(()) * 0
-        if self.kind == "nan under attack":  # the toy images have no pixel below 0.1
-            return torch.where((x.amin(dim=(1, 2, 3)) < 0.1)[:, None], torch.nan, out)
+        if self.kind == "nan under attack":  # the brightest row of a toy image has no pixel below 0.4
+            return torch.where((x.amin(dim=(1, 3)).amax(dim=1) < 0.4)[:, None], torch.nan, out)
         if self.kind == "wrong shape":
             return out[:, :2]
         if self.kind == "two classes":
@@ -147,7 +147,7 @@ class ToyAttack:
         self.options = options
         self.eps = float(options.eps)
         self.budget: Budget | None = Budget("linf", float("nan") if options.kind == "budget nan" else self.eps)
-        if options.kind == "no budget":
+        if options.kind in ("no budget", "foreign", "claims success"):
             self.budget = None
 
     def run(self, model: ModelView, batch: Batch) -> Any:
@@ -212,8 +212,7 @@ class ToyAttack:
         elif kind == "lies":
             columns |= {"success": torch.ones(n, dtype=torch.bool), "clean_correct": torch.ones(n, dtype=torch.bool)}
             columns |= {"label": torch.zeros(n, dtype=torch.int64), "linf": torch.zeros(n), "adversarial": batch.x}
-            columns |= {"forwards": torch.zeros(n), "sample_id": batch.ids}
-            del columns["sample_id"]
+            columns |= {"forwards": torch.zeros(n)}
         elif kind == "claims success":
             return {"success": torch.ones(n, dtype=torch.bool)}
         elif kind == "no images":
@@ -226,13 +225,9 @@ class ToyAttack:
             batch.x.zero_()
         elif kind == "worse when stronger" and self.eps > 0.15:
             columns["adversarial"] = batch.x.clone()
-        elif kind == "two rows":
-            ids = batch.ids.repeat_interleave(2)
-            return {"sample_id": ids, "part": torch.arange(2).repeat(n), "value": ids * 1.0}
         elif kind == "noise":
-            columns = {"noise": batch.draws.normal("noise", 0, (4,)), "who": [f"s{i}" for i in batch.ids.tolist()]}
+            columns |= {"noise": batch.draws.normal("noise", 0, (4,)), "who": [f"s{i}" for i in batch.ids.tolist()]}
             columns["logit"] = batch.clean_logits
-            self.budget = None
         return columns
 
 
