@@ -15,12 +15,12 @@ def command(run: Path) -> None:
 
     from harness.report.data import open_run_data
     from harness.report.html import write_report
-    from harness.report.tables import results_view
+    from harness.report.tables import print_results
     from harness.report.terminal import shorter
     from harness.report.wording import visible
     from harness.store import load_run
 
     finished = load_run(run)
     path = write_report(finished, lambda: open_run_data(finished), force=True)
-    Console().print(results_view(finished.results))
+    print_results(Console(), finished.results)
     click.echo(f"\nwrote {visible(shorter(path))}")

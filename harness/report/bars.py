@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID
@@ -55,6 +56,8 @@ class Bars:
         }
         self._make_room()
         self._progress.start()
+        # A run that is interrupted tells no observer, and the cursor would stay hidden.
+        atexit.register(self.stop)
 
     def update(self, cell: CellProgress) -> None:
         """Show how far `cell` is now."""
@@ -64,6 +67,7 @@ class Bars:
 
     def stop(self) -> None:
         """Leave the bars as they are and give the terminal back."""
+        atexit.unregister(self.stop)
         self._progress.stop()
 
     def _make_room(self) -> None:

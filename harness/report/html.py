@@ -18,7 +18,15 @@ from harness.errors import HarnessError, StoreError
 from harness.hookspecs import hookimpl
 from harness.report import REPORT_FILE, plots
 from harness.report import examples as pictures
-from harness.report.wording import audit_state, failing_checks, heading, interval, is_percentage, visible
+from harness.report.wording import (
+    audit_state,
+    failing_checks,
+    heading,
+    headline_metrics,
+    interval,
+    is_percentage,
+    visible,
+)
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -36,7 +44,7 @@ _PICTURE_BYTES = 8_000_000
 class HtmlReporter:
     """Makes the report when a run is finished; an observer for `Host.observe`."""
 
-    @hookimpl
+    @hookimpl(tryfirst=True)  # so that the reporter in the terminal can name the file
     def run_finished(self, event: RunFinished) -> None:
         from harness.report.data import open_run_data
         from harness.store import load_run
@@ -153,6 +161,9 @@ def _verdict(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _cell_view(cell: Mapping[str, Any]) -> dict[str, Any]:
     status = cell.get("status", "ok")
+    metrics = cell.get("metrics") or {}
+    first = headline_metrics(metrics)
+    rest = [name for name in metrics if name not in first]
     return {
         "model": cell.get("model", ""),
         "threat": cell.get("threat", ""),
@@ -163,7 +174,7 @@ def _cell_view(cell: Mapping[str, Any]) -> dict[str, Any]:
             (entry.get("check", ""), bool(entry["ok"]), entry.get("message", "")) for entry in cell["audit"] or []
         ],
         "error": cell.get("error") or "",
-        "metrics": [_metric_view(name, estimate) for name, estimate in (cell.get("metrics") or {}).items()],
+        "metrics": [_metric_view(n, metrics[n]) | {"minor": n not in first} for n in [*first, *rest]],
     }
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -11,6 +12,10 @@ from rich.text import Text
 
 from harness.report.wording import audit_state, failing_checks, heading, headline_metrics, interval, visible
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_WIDTH = 100
 _NAME_LIMIT = 200
 _METRICS_A_CELL = 6
 _AUDIT_STYLE = {"reliable": "green", "UNRELIABLE": "bold red", "failed": "bold red", "skipped": "yellow"}
@@ -59,6 +64,15 @@ def _cell_rows(cell: Mapping[str, Any], several_datasets: bool, *, repeated: boo
     yield [*first, *(numbers[0] if numbers else [Text(""), Text("")]), last]
     for number in numbers[1:]:
         yield [Text(""), Text(""), Text(""), *number, Text("")]
+
+
+def print_results(console: Console, results: Mapping[str, Any]) -> None:
+    """Print `results_view`; a log whose width nobody gave gets the hundred columns that the table is made for."""
+    width = console.width
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = max(width, _WIDTH)
+    console.print(results_view(results))
+    console.width = width
 
 
 def results_view(results: Mapping[str, Any]) -> RenderableType:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from harness.hookspecs import hookimpl
 from harness.report import REPORT_FILE
-from harness.report.tables import results_view
+from harness.report.tables import print_results
 from harness.report.wording import audit_state, heading, headline_metrics, interval, visible
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ class TerminalReporter:
     def run_finished(self, event: RunFinished) -> None:
         self.close()
         self.console.print()
-        self.console.print(results_view(event.results))
+        print_results(self.console, event.results)
         report = event.folder / REPORT_FILE
         paths = [*event.paths, *([report] if report.is_file() and report not in event.paths else [])]
         if paths:

@@ -7,16 +7,11 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-_HEADINGS = {
-    "auroc": "AUROC",
-    "aupr": "AUPR",
-    "fid": "FID",
-    "bits_per_dim": "bits/dim",
-    "fpr_ood_at_95_tpr_id": "FPR@95TPR",
-}
+_HEADINGS = {"bits_per_dim": "bits/dim", "fpr_ood_at_95_tpr_id": "FPR@95TPR"}
+_ACRONYMS = {"auroc": "AUROC", "aupr": "AUPR", "fid": "FID", "fpr": "FPR"}
 _PERCENT = re.compile(r"(^|_)(accuracy|rate|auroc|aupr|fpr|tpr|calibration_error|corruption_error)(_|$)")
 # Said by another number of the same cell: kept for the page, left out of a table that must fit a terminal.
-_SECONDARY = re.compile(r"attack_success_rate|(linf|l0|l1|l2)_\w+|fpr_\w+|aupr\w*")
+_SECONDARY = re.compile(r"attack_success_rate|(linf|l0|l1|l2|forwards|backwards)_\w+|fpr_\w+|aupr\w*")
 _SAYS_MORE_THAN_CLEAN = ("robust_accuracy", "auroc")
 _INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
@@ -47,7 +42,7 @@ def split_metric(name: str) -> tuple[str, str]:
 def heading(name: str) -> str:
     """A metric as the field writes it: ``robust_accuracy`` is "robust accuracy", ``auroc[uniform]`` "AUROC uniform"."""
     base, variant = split_metric(name)
-    words = _HEADINGS.get(base) or base.replace("_", " ")
+    words = _HEADINGS.get(base) or " ".join(_ACRONYMS.get(word, word) for word in base.split("_"))
     return visible(f"{words} {variant}".strip())
 
 

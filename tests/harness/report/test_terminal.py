@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,10 @@ import pytest
 from rich.console import Console
 
 from harness.events import CellFinished, CellPlanned, RunFinished, RunStarted, ShardFinished
+from harness.hookspecs import hookimpl
 from harness.host import Host
+from harness.report.html import HtmlReporter
+from harness.report.tables import print_results
 from harness.report.terminal import CellProgress, TerminalReporter, clock_time
 
 FOLDER = Path("runs/release")
@@ -229,3 +235,60 @@ def test_the_host_accepts_it_as_an_observer() -> None:
     host.emit("cell_finished", CellFinished("mine/clean/digits", "ok", cell("mine/clean/digits")))
     host.emit("run_finished", RunFinished(FOLDER, {"cells": [], "summaries": []}, []))
     assert "mine/clean/digits: robust accuracy" in out.getvalue()
+
+
+@pytest.mark.parametrize(("columns", "widest"), [(None, 100), ("60", 60)])
+def test_a_log_gets_a_hundred_columns_unless_someone_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, columns: str | None, widest: int
+) -> None:
+    if columns:
+        monkeypatch.setenv("COLUMNS", columns)
+    out = io.StringIO()
+    console = Console(file=out)
+    name = "adversarially-trained/pgd[norm=linf,eps=8/255,steps=400,restarts=20,targeted]/digits"
+    print_results(console, {"cells": [cell(name)], "summaries": []})
+    lines = [len(line) for line in out.getvalue().splitlines()]
+    assert 0.8 * widest < max(lines) <= widest
+    assert console.width == (60 if columns else 80)
+
+
+def test_the_report_is_among_the_paths_written(tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text("")
+    observer, out, _ = reporter()
+    observer.run_finished(RunFinished(tmp_path, {"cells": [], "summaries": []}, [tmp_path / "results.json"]))
+    assert out.getvalue().rstrip().endswith(f"wrote {tmp_path / 'report.html'}")
+
+
+def test_the_report_is_written_before_its_path_is_printed(tmp_path: Path) -> None:
+    class Writes:
+        @hookimpl(tryfirst=True)
+        def run_finished(self, event: RunFinished) -> None:
+            (event.folder / "report.html").write_text("")
+
+    assert HtmlReporter.run_finished.harness_impl["tryfirst"]
+    for order in (1, -1):
+        (tmp_path / "report.html").unlink(missing_ok=True)
+        observer, out, _ = reporter()
+        host = Host()
+        for name, plugin in [("html", Writes()), ("terminal", observer)][::order]:
+            host.observe(plugin, name)
+        host.emit("run_finished", RunFinished(tmp_path, {"cells": [], "summaries": []}, []))
+        assert "report.html" in out.getvalue()
+
+
+def test_an_interrupted_run_gives_the_cursor_back() -> None:
+    code = """
+import sys
+from pathlib import Path
+from rich.console import Console
+from harness.events import CellPlanned, RunStarted
+from harness.report.terminal import TerminalReporter
+console = Console(force_terminal=True, width=80, height=20, legacy_windows=False)
+TerminalReporter(console).run_started(RunStarted("s", Path("r"), [CellPlanned("a/b/c", 9, 1, 0)], {}, 1, "cpu"))
+sys.exit(2)
+"""
+    environment = {**os.environ, "TERM": "xterm-256color"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
+    assert done.returncode == 2
+    assert done.stdout.count("\x1b[?25l") == 1
+    assert done.stdout.rstrip().endswith("\x1b[?25h")
