@@ -67,8 +67,8 @@ def non_monotone(cells: Sequence[tuple[float, Rows]]) -> list[Check]:
 
 
 def _robust(rows: Rows) -> NDArray[np.bool_]:
-    correct: NDArray[np.bool_] = np.asarray(rows["clean_correct"], dtype=bool)
-    return correct & ~np.asarray(rows["success"], dtype=bool)
+    robust: NDArray[np.bool_] = np.asarray(rows["clean_correct"], dtype=bool) & ~np.asarray(rows["success"], dtype=bool)
+    return robust
 
 
 def _clearly_above(count: int, n: int, share: float) -> bool:
