@@ -171,7 +171,7 @@ def _cell_view(cell: Mapping[str, Any]) -> dict[str, Any]:
         "n": cell.get("n"),
         "state": audit_state(cell) if status == "ok" else status,
         "checks": [
-            (entry.get("check", ""), bool(entry["ok"]), entry.get("message", "")) for entry in cell["audit"] or []
+            (entry.get("check", ""), bool(entry["ok"]), entry.get("message", "")) for entry in cell.get("audit") or []
         ],
         "error": cell.get("error") or "",
         "metrics": [_metric_view(n, metrics[n]) | {"minor": n not in first} for n in [*first, *rest]],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 
 from harness.errors import StoreError
 from harness.report.examples import collect_examples, difference_picture, likely_shape, png, rank, safe_stem
+from harness.store import RowReader
 
 
 def test_successes_come_first_by_the_attacks_norm_then_failures(runs: Any) -> None:
@@ -142,3 +144,24 @@ def test_png_of_any_number_of_channels(channels: int, mode: str) -> None:
     image = Image.open(io.BytesIO(png(np.full((channels, 3, 4), 0.5, np.float32))))
     assert (image.mode, image.size) == (mode, (4, 3))
     assert np.asarray(image).flat[0] == 128
+
+
+def test_rows_of_chosen_samples_are_those_rows_of_all(runs: Any) -> None:
+    cells = [runs.attack_cell("plain", eps, 0.5) for eps in ("0.1", "0.2")]
+    rows = {cell["id"]: runs.attack_rows(float(cell["params"]["eps"]), seed) for seed, cell in enumerate(cells)}
+    run = runs.write(cells, rows)
+    manifests = [
+        replace(run.reader.cells[cell["id"]], family="pgd", budget=float(cell["params"]["eps"])) for cell in cells
+    ]
+    reader = RowReader(run.folder, manifests)
+    ids = np.array([3, 4, 11, 20])
+    names = ["sample_id", "success", "adversarial", "linf"]
+    for cell in cells:
+        everything, some = reader.rows(cell["id"], names), reader.rows(cell["id"], names, ids)
+        chosen = np.isin(everything["sample_id"], ids)
+        for name in names:
+            np.testing.assert_array_equal(some[name], everything[name][chosen])
+    larger = cells[1]["id"]
+    assert (reader.rows(larger, ["linf"])["linf"] != rows[larger]["linf"]).any(), (
+        "successes are shared with a larger eps"
+    )
