@@ -1,4 +1,6 @@
-"""Run a suite inside pytest: ``pytest suites/quickstart.toml`` collects one test per cell and one per gate rule.
+"""Run a suite inside pytest: ``pytest suites/quickstart.toml`` collects one test per cell.
+
+With ``--harness-baseline RUN`` there is one more for each cell, which holds it to the suite's gate.
 
 A suite is collected only where its file is named on the command line, so no stray TOML file becomes a test. The cells
 that were selected (`-k`, node ids) run together when the first of them is due; the run folder is the one that
@@ -17,7 +19,6 @@ import pytest
 
 if TYPE_CHECKING:
     from harness.gate import GateReport
-    from harness.gate_options import GateRule
     from harness.host import Host
     from harness.store import Run
     from harness.suite import Suite
@@ -33,10 +34,11 @@ class CellFailedError(Exception):
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("harness", "robustness suites")
-    group.addoption("--harness-baseline", metavar="RUN", help="compare the suite with this run: one test per gate rule")
+    group.addoption("--harness-baseline", metavar="RUN", help="compare the suite with this run: one gate per cell")
     group.addoption("--harness-out", metavar="DIR", help="run folder of the suite [runs/NAME]")
     group.addoption("--harness-data-root", metavar="DIR", help="folder of the data sets [$HARNESS_DATA]")
     group.addoption("--harness-limit", metavar="N", type=int, help="samples a cell at most; such a run cannot gate")
+    group.addoption("--harness-workers", metavar="N", type=int, help="worker processes [one a core; one on a GPU]")
     group.addoption(
         "--harness-plugin", metavar="PLUGIN", action="append", default=[], help="module or file, as harness run -p"
     )
@@ -69,10 +71,9 @@ class SuiteFile(pytest.File):
         for cell in cells:
             yield CellItem.from_parent(self, name=cell.id, cell_id=cell.id, skip=cell.skip)
         if self.config.getoption("--harness-baseline"):
-            from harness.gate import rules_of
-
-            for index, rule in enumerate(rules_of(self.suite.gate)):
-                yield GateItem.from_parent(self, name=f"gate[{index}] {_rule_text(rule)}", index=index)
+            for cell in cells:
+                if not cell.skip:
+                    yield GateItem.from_parent(self, name=f"gate {cell.id}", cell_id=cell.id)
 
     def finished_run(self) -> Run:
         """The run of the selected cells, or of all of them where a gate is to be judged."""
@@ -82,11 +83,12 @@ class SuiteFile(pytest.File):
             items = [item for item in self.session.items if item.parent is self]
             gated = any(isinstance(item, GateItem) for item in items)
             chosen = [item.cell_id for item in items if isinstance(item, CellItem) and not item.skip]
-            every = gated or len(chosen) == len([c for c in self._cell_ids() if c])
+            every = gated or set(chosen) == set(self._cell_ids())
             options = RunOptions(
                 out=self._path("--harness-out"),
                 data_root=self._path("--harness-data-root"),
                 limit=self.config.getoption("--harness-limit"),
+                workers=self.config.getoption("--harness-workers"),
                 plugins=tuple(self.config.getoption("--harness-plugin")),
                 only=() if every else tuple(chosen),
             )
@@ -97,10 +99,11 @@ class SuiteFile(pytest.File):
         """The verdicts against the baseline, judged once for all rules."""
         if self._report is None:
             from harness.gate import gate
+            from harness.gate_options import GateOptions
             from harness.store import load_run
 
             baseline = load_run(Path(self.config.getoption("--harness-baseline")))
-            self._report = gate(self.finished_run(), baseline, self.suite.gate, self.host)
+            self._report = gate(self.finished_run(), baseline, self.suite.gate or GateOptions(), self.host)
         return self._report
 
     def _cell_ids(self) -> list[str]:
@@ -144,7 +147,9 @@ class CellItem(_Item):
         if entry["status"] == "failed":
             raise CellFailedError(entry["error"])
         for name, estimate in entry["metrics"].items():
-            shown = "undefined" if estimate["value"] is None else "{value:.6g} [{low:.6g}, {high:.6g}]".format(**estimate)
+            shown = (
+                "undefined" if estimate["value"] is None else "{value:.6g} [{low:.6g}, {high:.6g}]".format(**estimate)
+            )
             self.user_properties.append((name, shown))
         if not entry["reliable"]:
             reasons = "; ".join(check["message"] for check in entry["audit"] if not check["ok"])
@@ -152,23 +157,17 @@ class CellItem(_Item):
 
 
 class GateItem(_Item):
-    """One gate rule: passes when every cell it selects is ok; inconclusive is skipped, with the reason."""
+    """What the gate's rules say of one cell: inconclusive is skipped, with the reason."""
 
-    def __init__(self, *, index: int, **kwargs: Any) -> None:
+    def __init__(self, *, cell_id: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.index = index
+        self.cell_id = cell_id
 
     def runtest(self) -> None:
-        rows = [row for row in self.parent.gate_report().rows if row.rule == self.index]
-        bad = [row for row in rows if row.fails]
-        if bad:
-            raise CellFailedError("\n".join(f"{row.cell} {row.metric}: {row.verdict}: {row.reason}" for row in bad))
-        undecided = [row for row in rows if row.verdict == "inconclusive"]
-        if undecided:
-            pytest.skip("inconclusive: " + "; ".join(f"{row.cell} {row.metric}: {row.reason}" for row in undecided))
-
-
-def _rule_text(rule: GateRule) -> str:
-    select = rule.select
-    where = ",".join(f"{k}={v}" for k, v in select.model_dump().items() if v != "*")
-    return f"{rule.metric}({where})" if where else rule.metric
+        rows = [row for row in self.parent.gate_report().rows if row.cell == self.cell_id]
+        told = [f"{row.metric}: {row.verdict}: {row.reason}" for row in rows if row.severity == "fail"]
+        verdicts = {row.verdict for row in rows if row.severity == "fail"}
+        if verdicts & {"regressed", "missing", "error", "unreliable"}:
+            raise CellFailedError("\n".join(told))
+        if not rows or "inconclusive" in verdicts:
+            pytest.skip("; ".join(told) or "no gate rule selects this cell")
