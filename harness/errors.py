@@ -65,3 +65,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The phrase "; did you mean 'x'?" for the nearest known name, or an empty string."""
     near = get_close_matches(name, sorted(known), n=1, cutoff=0.5)
     return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def needs_trace(error: BaseException) -> bool:
+    """Whether the cause is a fault of someone's code, whose traceback is worth keeping."""
+    cause = error.__cause__
+    while isinstance(cause, HarnessError):
+        cause = cause.__cause__
+    return cause is not None and not isinstance(cause, OSError)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.datasets import DatasetFacts, DatasetSlice, Ints
-from harness.errors import HarnessError, ModelError, ThreatError
+from harness.errors import HarnessError, ModelError, ThreatError, needs_trace
 from harness.host import Host, load_host
 from harness.loading import BuiltModel, build_model, build_threat, on_import_path, open_dataset
 from harness.models import ModelView
@@ -124,7 +124,7 @@ def run_shard(task: ShardTask, bench: Workbench) -> ShardOutcome:
             raise
     except HarnessError as problem:
         error = str(problem)
-        if problem.__cause__ is not None and not isinstance(problem.__cause__, (HarnessError, OSError)):
+        if needs_trace(problem):
             trace = traceback.format_exc()
     except (Exception, SystemExit) as problem:  # a model that calls sys.exit() ends its cell, not the run
         error = f"{type(problem).__name__}: {' '.join(str(problem).split())}"

@@ -11,7 +11,7 @@ from typing import Any
 from harness.capabilities import with_derived
 from harness.checkpoints import file_digest
 from harness.datasets import DatasetFacts, DatasetSlice, Ints
-from harness.errors import HarnessError, did_you_mean
+from harness.errors import HarnessError, did_you_mean, needs_trace
 from harness.gate_options import matches_glob
 from harness.host import Host
 from harness.loading import build_model, code_version, digest_of, model_digest, open_dataset
@@ -216,11 +216,3 @@ def _identity(suite: Suite, slices: _Slices) -> dict[str, str]:
         "models": digest_of(sorted(m.name for m in suite.models)),
     }
     return {**parts, "hash": digest_of(parts)}
-
-
-def needs_trace(error: BaseException) -> bool:
-    """Whether the cause is a fault of someone's code, whose traceback is worth keeping."""
-    cause = error.__cause__
-    while isinstance(cause, HarnessError):
-        cause = cause.__cause__
-    return cause is not None and not isinstance(cause, OSError)

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from harness._version import __version__
-from harness.errors import HarnessError, StoreError
+from harness.errors import HarnessError, StoreError, needs_trace
 from harness.estimates import Estimator, cell_entry, one_line
 from harness.evaluate import Setting, ShardOutcome, ShardTask, samples_digest
 from harness.events import CellFinished, CellPlanned, RunFinished, RunStarted, ShardFinished
 from harness.executors import Executor, ExecutorContext
 from harness.host import Host, load_host
 from harness.info import resolve as resolve_path
-from harness.plan import Cell, Plan, PlannedCell, expand, needs_trace, resolve
+from harness.plan import Cell, Plan, PlannedCell, expand, resolve
 from harness.store import SCHEMA, CellManifest, RowReader, Run, RunFolder, load_run, shard_facts, shard_path
 from harness.suite import Suite, load_suite
 

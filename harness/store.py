@@ -219,19 +219,21 @@ class RowReader:
         import pyarrow.parquet as pq
 
         wanted = list(dict.fromkeys(columns))
+        needed = wanted if ids is None else list(dict.fromkeys([*wanted, "sample_id"]))
         tables = []
         for path in self.paths(cell_id):
             try:
-                tables.append(pq.read_table(path, columns=wanted, page_checksum_verification=True, memory_map=False))
+                with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                    tables.append(file.read(columns=needed, use_threads=False))
             except (pa.ArrowException, OSError) as error:
                 reason = " ".join(str(error).split())
                 raise StoreError(f"shard {path} cannot be read ({reason}); delete it and run again") from error
-            if tables[-1].num_columns != len(wanted):
-                missing = sorted(set(wanted) - set(tables[-1].column_names))
+            if tables[-1].num_columns != len(needed):
+                missing = sorted(set(needed) - set(tables[-1].column_names))
                 raise StoreError(f"cell {cell_id} has no column '{missing[0]}'")
             if ids is not None:
-                samples = pq.read_table(path, columns=["sample_id"], memory_map=False).column("sample_id").to_numpy()
-                tables[-1] = tables[-1].filter(pa.array(np.isin(samples, ids)))
+                chosen = np.isin(tables[-1].column("sample_id").to_numpy(), ids)
+                tables[-1] = tables[-1].filter(pa.array(chosen))
         try:
             table = pa.concat_tables(tables)
         except pa.ArrowException as error:
