@@ -180,7 +180,8 @@ def average_precision(negatives: Floats, positives: Floats, positives_first: boo
     scores = np.concatenate(parts)
     positive = np.concatenate([np.full(p.size, p is positives) for p in parts])
     order = np.argsort(-scores, kind="stable")
-    ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
+    ordered = scores[order]
+    ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
     positive = positive[order]
 
     def statistic(weights: NDArray[Any]) -> Floats:

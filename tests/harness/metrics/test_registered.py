@@ -1,0 +1,91 @@
+"""Every registered metric can be imported, and works on exactly the columns it declares."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from harness.info import resolve
+from harness.metrics.base import CellRows
+from harness.metrics.registered import METRICS
+
+N = 40
+SCORES = np.random.default_rng(0).normal(size=2 * N)
+COLUMNS = {
+    "sample_id": np.arange(2 * N),
+    "clean_correct": np.arange(2 * N) % 8 > 0,
+    "success": np.arange(2 * N) % 4 > 0,
+    "linf": np.linspace(0.01, 0.3, 2 * N),
+    "l2": np.linspace(0.1, 3, 2 * N),
+    "forwards": np.arange(2 * N) % 41,
+    "backwards": np.arange(2 * N) % 40,
+    "set": np.repeat(["in", "uniform"], N),
+    "ood_score": SCORES + np.repeat([0, 1], N),
+}
+CELL = [info for info in METRICS if info.scope == "cell"]
+
+
+def test_names_are_those_of_the_design():
+    assert {info.name: info.direction for info in METRICS} == {
+        "clean_accuracy": "higher",
+        "robust_accuracy": "higher",
+        "attack_success_rate": "lower",
+        "linf_median": "higher",
+        "l2_median": "higher",
+        "linf_mean_of_successes": "none",
+        "l2_mean_of_successes": "none",
+        "auroc": "higher",
+        "aupr_out": "higher",
+        "aupr_in": "higher",
+        "fpr_ood_at_95_tpr_id": "lower",
+        "forwards_mean": "none",
+        "backwards_mean": "none",
+        "worst_case_robust_accuracy": "higher",
+    }
+
+
+@pytest.mark.parametrize("info", CELL, ids=lambda info: info.name)
+def test_a_cell_metric_needs_only_its_columns(info):
+    metric = resolve(info.metric, info.name)
+    rows = {name: COLUMNS[name] for name in info.columns}
+    estimate = metric.estimate(rows, 0.95)[""]
+    assert estimate.low <= estimate.value <= estimate.high
+    assert all(type(v) is float for v in (estimate.value, estimate.low, estimate.high))
+    assert type(estimate.n) is int
+    change = metric.difference(rows, rows, 0.05)[""]
+    assert change.value == 0
+    assert change.low <= 0 <= change.high
+    assert change.p_decrease >= 0.5
+    assert change.p_increase >= 0.5
+    assert all(type(v) is float for v in (change.value, change.low, change.high, change.spread, change.p_decrease))
+
+
+@pytest.mark.parametrize("info", CELL, ids=lambda info: info.name)
+def test_the_order_of_rows_does_not_matter(info):
+    metric = resolve(info.metric, info.name)
+    order = np.random.default_rng(1).permutation(2 * N)
+    rows = {name: COLUMNS[name] for name in info.columns}
+    first = metric.estimate(rows, 0.95)
+    second = metric.estimate({name: column[order] for name, column in rows.items()}, 0.95)
+    for key, estimate in first.items():
+        assert second[key].value == pytest.approx(estimate.value)
+        assert (second[key].low, second[key].high) == (pytest.approx(estimate.low), pytest.approx(estimate.high))
+
+
+def test_the_group_metric_needs_only_its_columns():
+    (info,) = (info for info in METRICS if info.scope == "group")
+    rows = {name: COLUMNS[name] for name in info.columns}
+    cells = [CellRows(name, "m", name, "pgd", "d", rows) for name in "ab"]
+    (summary,) = resolve(info.metric, info.name).summarise(cells, 0.95)
+    assert summary.estimate.value == pytest.approx(np.mean(COLUMNS["clean_correct"] & ~COLUMNS["success"]))
+
+
+def test_registration_imports_nothing_heavy():
+    code = (
+        "import sys, harness.metrics.registered;"
+        "sys.exit(any(m in sys.modules for m in ('scipy', 'sklearn', 'torch', 'pyarrow')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
