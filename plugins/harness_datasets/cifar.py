@@ -120,7 +120,7 @@ class Cifar:
         return self._labels
 
     def images(self, index: Ints) -> Tensor:
-        return to_tensor(np.moveaxis(self._rows.read(index), 1, -1), self.levels)
+        return to_tensor(lambda piece: np.moveaxis(self._rows.read(piece), 1, -1), index, self.shape, self.levels)
 
     def digest(self) -> str:
         return self._digest

@@ -50,15 +50,18 @@ class Digits:
         return self._labels
 
     def images(self, index: Ints) -> Tensor:
-        small = self._pixels[checked(index, self._labels.size, "dataset 'digits'")]
-        nearest = (2 * np.arange(self._size) + 1) * _SIDE // (2 * self._size)  # pixel centres, in integers
-        return to_tensor(small[:, nearest[:, np.newaxis], nearest], LEVELS)
+        return to_tensor(self._read, index, self.shape, LEVELS)
 
     def digest(self) -> str:
         state = hashlib.sha256(f"digits {self._size}".encode())
         state.update(self._pixels.tobytes())
         state.update(self._labels.tobytes())
         return state.hexdigest()
+
+    def _read(self, index: Ints) -> NDArray[np.uint8]:
+        small = self._pixels[checked(index, self._labels.size, "dataset 'digits'")]
+        nearest = (2 * np.arange(self._size) + 1) * _SIDE // (2 * self._size)  # pixel centres, in integers
+        return small[:, nearest[:, np.newaxis], nearest]
 
 
 def build(options: DigitsOptions, context: DatasetContext) -> Digits:  # noqa: ARG001

@@ -64,7 +64,7 @@ class Idx:
         return self._labels
 
     def images(self, index: Ints) -> Tensor:
-        return to_tensor(self._rows.read(index), self.levels)
+        return to_tensor(self._rows.read, index, self.shape, self.levels)
 
     def digest(self) -> str:
         return cache.combined_digest({"dataset": "idx", "files": [cache.fingerprint(f).sha256 for f in self._files]})

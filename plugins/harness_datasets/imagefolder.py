@@ -56,18 +56,7 @@ class ImageFolder:
         return self._labels
 
     def images(self, index: Ints) -> Tensor:
-        channels, height, width = self.shape
-        index = checked(index, len(self._names), self._folder)
-        out = np.empty((index.size, height, width, channels), np.uint8)
-        for row, sample in zip(out, index.tolist(), strict=True):
-            image = self._decode(sample)
-            if image.shape != row.shape:
-                raise HarnessError(
-                    f"{self._folder / self._names[sample]}: is {image.shape[0]}x{image.shape[1]}, but"
-                    f" {self._names[0]} is {height}x{width}; set crop, or resize = [height, width]"
-                )
-            row[...] = image
-        return to_tensor(out, self.levels)
+        return to_tensor(self._read, index, self.shape, self.levels)
 
     def digest(self) -> str:
         """Over every file's bytes and relative path, and the options; remembered until a size or time changes."""
@@ -80,6 +69,18 @@ class ImageFolder:
         options = self._options.model_dump(mode="json", exclude={"path"})
         facts = {"content": content["sha256"], "classes": self.class_names, "options": options}
         return cache.combined_digest({"dataset": "imagefolder", **facts})
+
+    def _read(self, index: Ints) -> NDArray[np.uint8]:
+        _, height, width = self.shape
+        index = checked(index, len(self._names), self._folder)
+        images = [self._decode(sample) for sample in index.tolist()]
+        for sample, image in zip(index.tolist(), images, strict=True):
+            if image.shape[:2] != (height, width):
+                raise HarnessError(
+                    f"{self._folder / self._names[sample]}: is {image.shape[0]}x{image.shape[1]}, but"
+                    f" {self._names[0]} is {height}x{width}; set crop, or resize = [height, width]"
+                )
+        return np.stack(images)
 
     def _size(self) -> tuple[int, int]:
         """(H, W) of every image: what the options say, else the size of the first."""

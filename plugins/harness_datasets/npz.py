@@ -73,17 +73,21 @@ class NpzArrays:
         return self._labels
 
     def images(self, index: Ints) -> Tensor:
-        pixels = self._rows.read(index)
-        top = 1 if np.issubdtype(pixels.dtype, np.floating) else self.levels - 1
-        inside = ((pixels >= 0) & (pixels <= top)).all(axis=tuple(range(1, pixels.ndim)))
-        if not inside.all():
-            bad = int(np.asarray(index)[~inside][0])
-            mend = "save x as uint8 or divide it by its range" if top == 1 else f"the option levels is {self.levels}"
-            raise HarnessError(f"{self._path}: sample {bad} has pixels outside [0, {top}] (or NaN); {mend}")
-        return to_tensor(pixels, self.levels)
+        return to_tensor(self._read, index, self.shape, self.levels)
 
     def digest(self) -> str:
         return _digest(self._path, self)
+
+    def _read(self, index: Ints) -> NDArray[Any]:
+        pixels = self._rows.read(index)
+        top = 1 if np.issubdtype(pixels.dtype, np.floating) else self.levels - 1
+        if not (pixels.min() >= 0 and pixels.max() <= top):
+            inside = ((pixels >= 0) & (pixels <= top)).all(axis=tuple(range(1, pixels.ndim)))
+            mend = "save x as uint8 or divide it by its range" if top == 1 else f"the option levels is {self.levels}"
+            raise HarnessError(
+                f"{self._path}: sample {index[~inside][0]} has pixels outside [0, {top}] (or NaN); {mend}"
+            )
+        return pixels
 
 
 class NpzEncoded:
@@ -119,17 +123,18 @@ class NpzEncoded:
         return self._labels
 
     def images(self, index: Ints) -> Tensor:
-        index = checked(index, self._labels.size, self._path)
-        out = np.empty((index.size, self.shape[1], self.shape[2], self.shape[0]), np.uint8)
-        for row, sample in zip(out, index.tolist(), strict=True):
-            image = self._decode(sample)
-            if _chw(image) != self.shape:
-                raise HarnessError(f"{self._path}: image {sample} is {_chw(image)}, the first is {self.shape}")
-            row[...] = image
-        return to_tensor(out, self.levels)
+        return to_tensor(self._read, index, self.shape, self.levels)
 
     def digest(self) -> str:
         return _digest(self._path, self)
+
+    def _read(self, index: Ints) -> NDArray[np.uint8]:
+        index = checked(index, self._labels.size, self._path)
+        images = [self._decode(sample) for sample in index.tolist()]
+        for sample, image in zip(index.tolist(), images, strict=True):
+            if _chw(image) != self.shape:
+                raise HarnessError(f"{self._path}: image {sample} is {_chw(image)}, the first is {self.shape}")
+        return np.stack(images)
 
     def _decode(self, sample: int) -> NDArray[np.uint8]:
         from harness_datasets.decoding import open_image, pixels

@@ -5,7 +5,7 @@ Plain reads, not a memory map: mapped pages count as resident memory and would g
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,8 @@ from harness.errors import HarnessError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_PIECE_BYTES = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -113,17 +115,25 @@ def check_labels(labels: NDArray[Any], classes: int, origin: Path) -> Ints:
     return out
 
 
-def to_tensor(pixels: NDArray[Any], levels: int) -> Tensor:
-    """Images as the harness wants them.
+def to_tensor(read: Callable[[Ints], NDArray[Any]], index: Ints, shape: tuple[int, int, int], levels: int) -> Tensor:
+    """Images as the harness wants them, read and converted a small piece at a time: only the result is large.
 
     Args:
-        pixels: (B, H, W) or (B, H, W, C); integers 0 to `levels` - 1, or floats already in [0, 1].
+        read: gives the pixels of an index, (b, H, W) or (b, H, W, C); integers 0 to `levels` - 1, or floats in [0, 1].
+        shape: (C, H, W).
 
     Returns:
         float32 (B, C, H, W) in [0, 1].
     """
     import torch
 
-    images = pixels[..., np.newaxis] if pixels.ndim == 3 else pixels
-    tensor = torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, -1, 1))).to(torch.float32)
-    return tensor if np.issubdtype(pixels.dtype, np.floating) else tensor.div_(levels - 1)
+    index = np.asarray(index, dtype=np.int64)
+    out = torch.empty((index.size, *shape), dtype=torch.float32)
+    step = max(1, _PIECE_BYTES // int(np.prod(shape)))
+    for start in range(0, index.size, step):
+        pixels = read(index[start : start + step])
+        images = torch.from_numpy(pixels[..., np.newaxis] if pixels.ndim == 3 else pixels).permute(0, 3, 1, 2)
+        piece = out[start : start + step].copy_(images)
+        if not images.is_floating_point():
+            piece.div_(levels - 1)
+    return out

