@@ -101,12 +101,13 @@ def _judge_detect(change: Gain, still: Gain, n: int, limits: Limits, p: float) -
     if p <= limits.alpha and loss > limits.tolerance + _ROUNDING:
         return Finding("regressed", f"lost {loss:.4g}, more than {limits.tolerance:g}; p = {p:.2g}{family}")
     if still.low <= -limits.max_drop + _ROUNDING:
-        needed = _unchanged_samples(still.low, limits.max_drop, n)
+        needed = unchanged_samples(still.low, limits.max_drop, n)
         reason = f"{n} samples cannot exclude a loss of {limits.max_drop:g} even if nothing changed; use about {needed}"
         return Finding("inconclusive", reason, needed)
     if loss > 0:
-        size = "within" if loss <= limits.tolerance + _ROUNDING else "above"
-        return Finding("ok", f"lost {loss:.4g}, {size} {limits.tolerance:g}; p = {p:.2g}{family}")
+        if loss <= limits.tolerance + _ROUNDING:
+            return Finding("ok", f"lost {loss:.4g}, within the tolerance {limits.tolerance:g}")
+        return Finding("ok", f"lost {loss:.4g}, which may be chance: p = {p:.2g}{family}")
     return Finding("ok", "no loss" if loss == 0 else f"gained {change.value:.4g}")
 
 
@@ -129,7 +130,7 @@ def _settling_samples(change: Gain, difference: PairedDifference, limits: Limits
     """
     n, spread = difference.n, difference.spread
     if change.value == 0 and difference.p_decrease == 1 and difference.p_increase == 1:
-        return _unchanged_samples(change.low, limits.max_drop, n)
+        return unchanged_samples(change.low, limits.max_drop, n)
     margins = [min(change.value, 0.0) + limits.max_drop, -change.value]
     usable = [m for m in margins if m > _ROUNDING]
     if not spread or not usable:
@@ -137,7 +138,7 @@ def _settling_samples(change: Gain, difference: PairedDifference, limits: Limits
     return max(samples_needed(spread, max(usable), limits.alpha, 0.5), n + 1)
 
 
-def _unchanged_samples(low: float, max_drop: float, n: int) -> int:
+def unchanged_samples(low: float, max_drop: float, n: int) -> int:
     """How many samples two runs without any difference need to exclude a loss of `max_drop`.
 
     The score bound without discordance is low = -c / (n + c), so that c = -low n / (1 + low); it reaches -max_drop at
