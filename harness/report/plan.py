@@ -63,7 +63,8 @@ def _samples(
 
 def _power_warnings(suite: Suite, samples: dict[str, int]) -> list[str]:
     """Cells too small for the gate to say anything but "inconclusive", said before the run."""
-    from harness.statistics import paired_proportions, samples_needed
+    from harness.statistics import paired_proportions
+    from harness.verdicts import unchanged_samples
 
     gate = suite.gate or GateOptions()
     smallest = min(samples.values(), default=0)
@@ -72,7 +73,7 @@ def _power_warnings(suite: Suite, samples: dict[str, int]) -> list[str]:
     unchanged = paired_proportions(0, 0, smallest, gate.alpha)
     if unchanged.low > -gate.max_drop:
         return []
-    needed = samples_needed(unchanged.spread, gate.max_drop, gate.alpha)
+    needed = unchanged_samples(unchanged.low, gate.max_drop, smallest)
     return [
         f"{smallest} samples cannot show that less than max_drop = {gate.max_drop:g} was lost, even by a model that did"
         f" not change: a gate would be inconclusive, and needs about {needed}"
