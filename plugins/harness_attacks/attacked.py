@@ -87,11 +87,18 @@ class Attacked:
         for name in _FOUND:
             getattr(self, name)[part.rows] = getattr(part, name)
 
-    def keep_better(self, x: Tensor, rank: Tensor, loss: Tensor) -> None:
-        """Make `x` (n, C, H, W) the best image of the samples for which it is."""
+    def better(self, rank: Tensor, loss: Tensor) -> Tensor:
+        """bool (n,), whose image with this `rank` and `loss` is stronger than the best so far."""
+        return (rank > self.rank) | ((rank == self.rank) & (loss > self.score))
+
+    def keep(self, x: Tensor, rank: Tensor, loss: Tensor, better: Tensor | None) -> None:
+        """Make `x` (n, C, H, W) the best image of the samples where `better` holds; of all, without a mask."""
         import torch
 
-        better = (rank > self.rank) | ((rank == self.rank) & (loss > self.score))
+        if better is None:
+            self.best.copy_(x)
+            self.rank, self.score = rank, loss
+            return
         torch.where(better[:, None, None, None], x, self.best, out=self.best)
         torch.where(better, rank, self.rank, out=self.rank)
         torch.where(better, loss, self.score, out=self.score)
@@ -111,7 +118,10 @@ class Attacked:
         self.gradient_steps += 1
         self.zero_gradient_steps += peak == 0
         self.nonfinite_gradient_steps += broken
-        return gradient.masked_fill_(broken[:, None, None, None], 0.0)
+        # Asking first is cheaper on a CPU; on a GPU it would make the host wait.
+        if gradient.is_cuda or bool(broken.any()):
+            gradient.masked_fill_(broken[:, None, None, None], 0.0)
+        return gradient
 
 
 _FOUND = tuple(f.name for f in fields(Attacked) if f.name not in ("rows", "labels", "targets", "draws", "ball"))

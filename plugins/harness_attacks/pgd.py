@@ -115,9 +115,12 @@ class PGD:
         rank = wrong.to(torch.int8)
         if self.options.target is not None:
             rank += wrong & (prediction == standing.targets)
+        better = standing.better(rank, loss)
+        # The one time in a step that the host waits for the device.
+        any_wrong, all_better = torch.stack([wrong.any(), better.all()]).tolist()
         if not model.stochastic or step == self.options.steps:
-            standing.keep_better(x, rank, loss)
-        if not bool(wrong.any()):
+            standing.keep(x, rank, loss, None if all_better else better)
+        if not any_wrong:
             return None
         standing.mark_success(wrong, restart, step)
         if not self.options.early_stop or model.stochastic:
