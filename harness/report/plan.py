@@ -8,13 +8,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness.errors import ExitCode, HarnessError
+from harness.datasets import DatasetFacts
+from harness.errors import ExitCode, HarnessError, MissingDataError
 from harness.gate_options import GateOptions
 from harness.host import Host
 from harness.loading import build_model, open_dataset
 from harness.plan import Cell
 from harness.run import RunOptions, data_root
 from harness.suite import Suite
+
+
+# Stands for data that are not there: enough to find out which checkpoints are not there either.
+_UNKNOWN = DatasetFacts("unknown", (3, 32, 32), 256, ("unknown",))
 
 
 def print_plan(suite: Suite, cells: Sequence[Cell], host: Host, options: RunOptions, console: Console) -> int:
@@ -52,13 +57,22 @@ def _samples(
         whole = open_dataset(suite.dataset, host, root, options.limit)
     except HarnessError as error:
         missing.append(str(error))
+        _name_missing_models(suite, cells, _UNKNOWN, MissingDataError, missing)
         return {}
+    _name_missing_models(suite, cells, whole.facts, HarnessError, missing)
+    return {c.id: min(len(whole), c.threat.limit or len(whole)) for c in cells if not c.skip}
+
+
+def _name_missing_models(
+    suite: Suite, cells: Sequence[Cell], facts: DatasetFacts, kind: type[HarnessError], missing: list[str]
+) -> None:
+    """Build each model and say what stands in the way; of errors, only `kind` says something about the model."""
     for entry in {cell.model.name: cell.model for cell in cells if not cell.skip}.values():
         try:
-            build_model(entry, whole.facts, "cpu", suite.folder)
+            build_model(entry, facts, "cpu", suite.folder)
         except HarnessError as error:
-            missing.append(str(error))
-    return {c.id: min(len(whole), c.threat.limit or len(whole)) for c in cells if not c.skip}
+            if isinstance(error, kind):
+                missing.append(str(error))
 
 
 def _power_warnings(suite: Suite, samples: dict[str, int]) -> list[str]:
