@@ -47,19 +47,22 @@ def run_checks(checks: Sequence[Check], expected_failures: Mapping[str, str]) ->
         ValueError: `expected_failures` names no check.
     """
     _refuse_unknown(checks, expected_failures)
-    problems = []
+    failed: dict[str, list[str]] = {}  # sentence -> checks; what cannot be built fails them all alike
     for check in checks:
         reason = _reason(check, expected_failures)
         try:
             check()
         except AssertionError as error:
             if reason is None:
-                problems.append(str(error))
+                failed.setdefault(str(error).removeprefix(f"{check.id}: "), []).append(check.id)
         else:
             if reason is not None:
-                problems.append(f"{check.id}: passes, but was expected to fail ({reason}); remove the expectation")
-    if problems:
-        raise AssertionError("\n".join([f"{len(problems)} of {len(checks)} conformance checks failed:", *problems]))
+                sentence = f"passes, but was expected to fail ({reason}); remove the expectation"
+                failed.setdefault(sentence, []).append(check.id)
+    if failed:
+        count = sum(len(ids) for ids in failed.values())
+        lines = [f"{ids[0]}{_others(ids)}: {sentence}" for sentence, ids in failed.items()]
+        raise AssertionError("\n".join([f"{count} of {len(checks)} conformance checks failed:", *lines]))
 
 
 def parametrize_with_checks(
@@ -86,6 +89,10 @@ def parametrize_with_checks(
         marks = [] if reason is None else [pytest.mark.xfail(reason=reason, strict=True, raises=AssertionError)]
         params.append(pytest.param(check, id=check.id, marks=marks))
     return pytest.mark.parametrize("check", params)
+
+
+def _others(ids: Sequence[str]) -> str:
+    return f" (and {len(ids) - 1} more)" if len(ids) > 1 else ""
 
 
 def _reason(check: Check, expected_failures: Mapping[str, str]) -> str | None:

@@ -321,19 +321,23 @@ def _compare(full: dict[int, Arrays], part: dict[int, Arrays], how: str) -> None
     for sample, rows in part.items():
         assert sample in full, f"sample {sample} has rows {how}, but none in the whole batch"
         for name, column in rows.items():
-            wanted = full[sample][name]
-            assert _close(column, wanted), (
+            scale = max(_largest(own[name]) for own in full.values())
+            assert _close(column, full[sample][name], scale), (
                 f"column '{name}' of sample {sample} differs {how}: nothing may be shared by a batch, such as a"
                 " step size, a stopping rule, a statistic, or noise not taken from the sample's own draws"
             )
 
 
-def _close(a: NDArray[Any], b: NDArray[Any]) -> bool:
-    if a.shape != b.shape:
-        return False
-    if a.dtype.kind != "f":
+def _largest(column: NDArray[Any]) -> float:
+    """The largest finite magnitude in a column of numbers; 0 for anything else."""
+    if column.dtype.kind != "f":
+        return 0.0
+    return float(np.max(np.abs(column), initial=0.0, where=np.isfinite(column)))
+
+
+def _close(a: NDArray[Any], b: NDArray[Any], scale: float) -> bool:
+    if a.shape != b.shape or a.dtype.kind != "f":
         return bool(np.array_equal(a, b))
-    scale = float(np.max(np.abs(b), initial=0.0, where=np.isfinite(b)))
     return bool(np.allclose(a, b, rtol=ROW_TOLERANCE, atol=ROW_TOLERANCE * max(scale, 1e-6), equal_nan=True))
 
 

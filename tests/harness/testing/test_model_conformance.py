@@ -477,6 +477,18 @@ def test_wrong_options_are_said_in_one_sentence() -> None:
     assert all("chekpoint" in message for message in found.values())
 
 
+def test_a_model_that_cannot_be_built_is_said_once() -> None:
+    def build() -> None:
+        raise OSError("no weights here")
+
+    with pytest.raises(AssertionError) as caught:
+        check_model(info(build))
+    assert str(caught.value).splitlines() == [
+        "12 of 12 conformance checks failed:",
+        "toy-capabilities (and 11 more): raised OSError: no weights here",
+    ]
+
+
 def test_a_model_is_found_by_name() -> None:
     host = load_host(entry_point_plugins=False)
     from harness.host import PluginRecord
