@@ -182,13 +182,18 @@ def average_precision(negatives: Floats, positives: Floats, positives_first: boo
     order = np.argsort(-scores, kind="stable")
     ordered = scores[order]
     ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
-    positive = positive[order]
+    tied = ends.size < order.size
+    positive = positive[order].astype(np.int64)
 
     def statistic(weights: NDArray[Any]) -> Floats:
-        drawn = weights[:, order]
-        found = np.cumsum(drawn * positive, axis=-1)[:, ends]
-        precision = found / np.maximum(np.cumsum(drawn, axis=-1)[:, ends], 1)
-        return np.asarray((np.diff(found, prepend=0, axis=-1) * precision).sum(axis=-1) / found[:, -1])
+        drawn = weights.take(order, axis=-1)
+        hits = drawn * positive
+        found, passed = np.cumsum(hits, axis=-1), np.cumsum(drawn, axis=-1)
+        if tied:
+            found, passed = found[:, ends], passed[:, ends]
+            hits = np.diff(found, prepend=0, axis=-1)
+        precision = found / np.maximum(passed, 1, out=passed)
+        return np.asarray(np.einsum("bi,bi->b", hits, precision) / found[:, -1])
 
     return statistic
 
@@ -270,10 +275,10 @@ class Bootstrapped:
         statistics = [self.statistic(inside, s) for s in sets]
         n = inside.size
         starts = np.cumsum([n, *(s.size for s in sets)])
-        parts = [np.r_[0:n, a:b] for a, b in pairwise(starts)]
 
         def evaluate(weights: NDArray[Any]) -> Floats:
-            each = np.stack([s(weights[:, part]) for s, part in zip(statistics, parts, strict=True)])
+            parts = (np.concatenate([weights[:, :n], weights[:, a:b]], axis=-1) for a, b in pairwise(starts))
+            each = np.stack([s(part) for s, part in zip(statistics, parts, strict=True)])
             return np.concatenate([each.mean(axis=0, keepdims=True), each])
 
         return evaluate
