@@ -81,6 +81,8 @@ def run(
     cells = expand(suite, options.only)
     device = pick_device(options.device)
     root = data_root(options.data_root)
+    if options.executor is not None:
+        host.executors.get(options.executor)  # said before anything is written
     folder = RunFolder((options.out or Path("runs") / safe_name(suite.name)).absolute())
     folder.create()
     with folder.locked():
