@@ -113,7 +113,7 @@ class ModelView:
                 "the model gives no gradient: its output is detached from its input (torch.no_grad() or detach() inside"
                 " the model?); a gradient attack cannot judge it"
             )
-        (gradient,) = torch.autograd.grad(objective.sum(), x, allow_unused=True)
+        (gradient,) = torch.autograd.grad(objective, x, torch.ones_like(objective), allow_unused=True)
         if gradient is None:
             raise ThreatError("the model's output does not depend on its input: the graph is interrupted")
         return gradient

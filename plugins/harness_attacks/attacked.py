@@ -109,8 +109,11 @@ class Attacked:
         self.success_step.masked_fill_(first, step)
         self.restart.masked_fill_(first, restart)
 
-    def clean_gradient_(self, gradient: Tensor) -> Tensor:
-        """Count a gradient (n, C, H, W) for each sample and zero, in place, those that are not finite."""
+    def checked(self, gradient: Tensor) -> Tensor:
+        """Count a gradient (n, C, H, W) for each sample; zero where a sample's is not finite.
+
+        The tensor itself is left as it is: it may be an expanded view, or memory that the model keeps.
+        """
         from harness_attacks.balls import peaks
 
         peak = peaks(gradient)
@@ -120,7 +123,7 @@ class Attacked:
         self.nonfinite_gradient_steps += broken
         # Asking first is cheaper on a CPU; on a GPU it would make the host wait.
         if gradient.is_cuda or bool(broken.any()):
-            gradient.masked_fill_(broken[:, None, None, None], 0.0)
+            return gradient.masked_fill(broken[:, None, None, None], 0.0)
         return gradient
 
 

@@ -33,7 +33,7 @@ class Ball(Protocol):
     def step_(self, x: Tensor, gradient: Tensor, size: float) -> None:
         """Move `x` in place: steepest ascent of length `size` in the norm, then back into ball and box.
 
-        `gradient` is finite, and is overwritten. Where it is zero the image stays.
+        `gradient` is finite. Where it is zero the image stays.
         """
         ...
 
@@ -63,7 +63,7 @@ class LinfBall:
         return noise.mul_(2).sub_(1).mul_(self.eps).add_(self.centre).clamp_(self.lower, self.upper)
 
     def step_(self, x: Tensor, gradient: Tensor, size: float) -> None:
-        x.add_(gradient.sign_(), alpha=size).clamp_(self.lower, self.upper)
+        x.add_(gradient.sign(), alpha=size).clamp_(self.lower, self.upper)
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,9 @@ class L2Ball:
 
     def step_(self, x: Tensor, gradient: Tensor, size: float) -> None:
         # Divided by its largest entry first: the square of a gradient of 1e-30 is no float32.
-        gradient.div_(peaks(gradient).clamp_min_(1e-38)[:, None, None, None])
-        scale = size / lengths(gradient).clamp_min_(0.5)
-        x.add_(gradient.mul_(scale[:, None, None, None]))
+        direction = gradient / peaks(gradient).clamp_min_(1e-38)[:, None, None, None]
+        scale = size / lengths(direction).clamp_min_(0.5)
+        x.add_(direction.mul_(scale[:, None, None, None]))
         self._project_(x)
 
     def _project_(self, x: Tensor) -> Tensor:

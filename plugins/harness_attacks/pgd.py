@@ -85,7 +85,7 @@ class PGD:
                 standing, x = standing[left], x[left]
                 gradient = None if gradient is None else gradient[left]
             if gradient is not None:
-                standing.ball.step_(x, standing.clean_gradient_(gradient), self.step_size)
+                standing.ball.step_(x, standing.checked(gradient), self.step_size)
         return standing
 
     def _start(self, standing: Attacked, restart: int) -> Tensor:

@@ -27,12 +27,13 @@ class OODOptions(Options):
     sets: tuple[SetName, ...] = option(
         ("uniform", "constant"),
         help='"uniform": every pixel and channel a grey level at random; "constant": one random colour an image',
-        min_length=1,
     )
 
     @field_validator("sets")
     @classmethod
     def _once_each(cls, sets: tuple[SetName, ...]) -> tuple[SetName, ...]:
+        if not sets:
+            raise PydanticCustomError("option", "no set is named: there is nothing to tell the data from")
         twice = next((name for name in sets if sets.count(name) > 1), None)
         if twice:
             raise PydanticCustomError("option", "{text}", {"text": f"'{twice}' is listed twice"})
