@@ -16,10 +16,14 @@ from harness.info import DatasetInfo, ExecutorInfo, MetricInfo, ModelInfo, Threa
 if TYPE_CHECKING:
     from harness.capabilities import ClassDensity, Classifier, Density, Detector, Explainer, Sampler, Trainable
     from harness.datasets import Dataset, DatasetContext, DatasetFacts, DatasetSlice
+    from harness.gate_options import GateOptions
+    from harness.gating.judging import GateReport, gate
     from harness.metrics import Estimate, Metric
     from harness.models import ModelContext, ModelView
     from harness.options import Amount, Options, option
     from harness.randomness import Draws
+    from harness.runner import RunOptions, run
+    from harness.store import Run, load_run
     from harness.threats import Batch, Budget, Threat, ThreatContext
 
 _LAZY = {
@@ -33,6 +37,10 @@ _LAZY = {
     **dict.fromkeys(("Amount", "Options", "option"), "harness.options"),
     **dict.fromkeys(("Batch", "Budget", "Threat", "ThreatContext"), "harness.threats"),
     "Draws": "harness.randomness",
+    **dict.fromkeys(("RunOptions", "run"), "harness.runner"),
+    **dict.fromkeys(("Run", "load_run"), "harness.store"),
+    **dict.fromkeys(("GateReport", "gate"), "harness.gating.judging"),
+    "GateOptions": "harness.gate_options",
 }
 
 __all__ = [
@@ -52,6 +60,8 @@ __all__ = [
     "Estimate",
     "ExecutorInfo",
     "Explainer",
+    "GateOptions",
+    "GateReport",
     "HarnessError",
     "Metric",
     "MetricInfo",
@@ -59,14 +69,19 @@ __all__ = [
     "ModelInfo",
     "ModelView",
     "Options",
+    "Run",
+    "RunOptions",
     "Sampler",
     "Threat",
     "ThreatContext",
     "ThreatInfo",
     "Trainable",
     "__version__",
+    "gate",
     "hookimpl",
+    "load_run",
     "option",
+    "run",
 ]
 
 

@@ -83,7 +83,7 @@ class Workplace:
 
     def run(self, **options: Any) -> Run:
         """Run in this process, with one worker unless told otherwise."""
-        from harness.run import run
+        from harness.runner import run
 
         return run(self.suite, **{"out": self.out, "workers": 1, "device": "cpu", "plugins": self.plugins, **options})
 

@@ -21,8 +21,8 @@ def command() -> None:
 @click.option("--replace", is_flag=True, help="Take the place of the baseline that is there.")
 def accept_command(run: Path, reason: str, to: Path | None, replace: bool) -> None:
     """Accept RUN as a baseline: copy what a gate needs, without the images."""
-    from harness.baseline import accept
-    from harness.run import safe_name
+    from harness.gating.baseline import accept
+    from harness.runner import safe_name
     from harness.store import load_run
 
     loaded = load_run(run)

@@ -17,8 +17,8 @@ import click
 def command(runs: tuple[Path, ...], json_file: Path | None, plugins: tuple[str, ...]) -> None:
     """Print runs side by side, with the paired differences to the first and their intervals."""
     from harness.cli.gate import wide_console, write_file
-    from harness.compare import compare
     from harness.errors import HarnessError
+    from harness.gating.comparison import compare
     from harness.host import load_host
     from harness.report.compare_table import compare_view
     from harness.report.wording import headline_metrics

@@ -11,8 +11,6 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from harness.gate_options import GateOptions
-    from harness.store import Run
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -45,7 +43,7 @@ def command(
     The rules are those of the candidate's [gate] table. Exit status: 0 ok, 1 regressed, 3 a cell failed, 6
     inconclusive or unreliable.
     """
-    from harness.gate import gate
+    from harness.gating.judging import gate, rules_of
     from harness.host import load_host
     from harness.report.gate_table import gate_view
     from harness.report.junit import junit_xml
@@ -54,7 +52,7 @@ def command(
 
     host = load_host(plugins)
     ours, theirs = load_run(candidate), load_run(baseline)
-    report = gate(ours, theirs, gate_options(ours, overrides), host)
+    report = gate(ours, theirs, rules_of(ours, overrides), host)
     document = report.to_json()
     wide_console().print(gate_view(document))
     written = [RunFolder(candidate).write_json("gate.json", document)]
@@ -68,27 +66,6 @@ def command(
     for path in [*written, *([summary] if summary else [])]:
         click.echo(f"wrote {path}")
     return int(report.exit_code)
-
-
-def gate_options(run: Run, overrides: dict[str, Any]) -> GateOptions:
-    """The run's `[gate]` table with what the command line says instead.
-
-    Raises:
-        HarnessError: a value is out of range.
-    """
-    from pydantic import ValidationError
-
-    from harness.errors import HarnessError
-    from harness.gate_options import GateOptions
-
-    table = run.info["suite"].get("gate") or {}
-    given = {key: value for key, value in overrides.items() if value is not None}
-    try:
-        return GateOptions.model_validate({**table, **given})
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise HarnessError(f"gate option {key.replace('_', '-')}: {first['msg']}, not {first['input']!r}") from error
 
 
 def write_file(path: Path, data: bytes) -> Path:

@@ -34,7 +34,7 @@ def command(suite: str, overrides: tuple[str, ...], dry_run: bool, plugins: tupl
     from harness.plan import expand
     from harness.report.html import HtmlReporter
     from harness.report.terminal import TerminalReporter
-    from harness.run import RunOptions, run
+    from harness.runner import RunOptions, run
     from harness.suite import load_suite
 
     host = load_host(plugins)

@@ -14,9 +14,8 @@ from harness.gate_options import GateOptions
 from harness.host import Host
 from harness.loading import build_model, open_dataset
 from harness.plan import Cell
-from harness.run import RunOptions, data_root
+from harness.runner import RunOptions, data_root
 from harness.suite import Suite
-
 
 # Stands for data that are not there: enough to find out which checkpoints are not there either.
 _UNKNOWN = DatasetFacts("unknown", (3, 32, 32), 256, ("unknown",))
@@ -77,8 +76,8 @@ def _name_missing_models(
 
 def _power_warnings(suite: Suite, samples: dict[str, int]) -> list[str]:
     """Cells too small for the gate to say anything but "inconclusive", said before the run."""
+    from harness.gating.verdicts import unchanged_samples
     from harness.statistics import paired_proportions
-    from harness.verdicts import unchanged_samples
 
     gate = suite.gate or GateOptions()
     smallest = min(samples.values(), default=0)

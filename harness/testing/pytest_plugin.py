@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from harness.gate import GateReport
+    from harness.gating.judging import GateReport
     from harness.host import Host
     from harness.store import Run
     from harness.suite import Suite
@@ -78,7 +78,7 @@ class SuiteFile(pytest.File):
     def finished_run(self) -> Run:
         """The run of the selected cells, or of all of them where a gate is to be judged."""
         if self._run is None:
-            from harness.run import RunOptions, run
+            from harness.runner import RunOptions, run
 
             items = [item for item in self.session.items if item.parent is self]
             gated = any(isinstance(item, GateItem) for item in items)
@@ -98,8 +98,8 @@ class SuiteFile(pytest.File):
     def gate_report(self) -> GateReport:
         """The verdicts against the baseline, judged once for all rules."""
         if self._report is None:
-            from harness.gate import gate
             from harness.gate_options import GateOptions
+            from harness.gating.judging import gate
             from harness.store import load_run
 
             baseline = load_run(Path(self.config.getoption("--harness-baseline")))

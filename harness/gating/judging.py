@@ -7,15 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from harness.comparability import check_comparable
+from pydantic import ValidationError
+
 from harness.errors import ExitCode, HarnessError
 from harness.gate_options import GateOptions
-from harness.gate_subjects import DEFAULT_RULES, Sides, Subject, selects, subjects_of
-from harness.info import Direction
-from harness.metrics.base import Estimate, PairedDifference
-from harness.pairing import RunPair
-from harness.statistics import holm
-from harness.verdicts import (
+from harness.gating.comparability import check_comparable
+from harness.gating.pairing import RunPair
+from harness.gating.subjects import DEFAULT_RULES, Sides, Subject, selects, subjects_of
+from harness.gating.verdicts import (
     WORST_FIRST,
     Finding,
     Limits,
@@ -26,9 +25,12 @@ from harness.verdicts import (
     minimal_detectable_effect,
     worst,
 )
+from harness.host import Host, load_host
+from harness.info import Direction
+from harness.metrics.base import Estimate, PairedDifference
+from harness.statistics import holm
 
 if TYPE_CHECKING:
-    from harness.host import Host
     from harness.store import Run
 
 SCHEMA = 1
@@ -124,18 +126,21 @@ class GateReport:
         }
 
 
-def gate(candidate: Run, baseline: Run, rules: GateOptions, host: Host) -> GateReport:
+def gate(candidate: Run, baseline: Run, rules: GateOptions | None = None, host: Host | None = None) -> GateReport:
     """Judge a candidate run against a baseline run of the same suite.
 
     Args:
         candidate, baseline: finished runs, paired by sample id.
-        rules: the `[gate]` table; without rules clean and robust accuracy of every model are judged.
-        host: knows the metrics.
+        rules: the `[gate]` table; that of the candidate's suite by default. Without rules in it clean and robust
+            accuracy of every model are judged.
+        host: knows the metrics; the installed plugins by default.
 
     Raises:
         IncompleteRunError: shards are missing.
         HarnessError: the runs cannot be compared, or a rule is wrong or selects nothing.
     """
+    rules = rules_of(candidate, {}) if rules is None else rules
+    host = host or load_host()
     check_comparable(candidate, baseline)
     sides = Sides({c["id"]: c for c in candidate.cells()}, {c["id"]: c for c in baseline.cells()})
     subjects = list(subjects_of(rules, sides, host))
@@ -150,6 +155,22 @@ def gate(candidate: Run, baseline: Run, rules: GateOptions, host: Host) -> GateR
     rows.sort(key=lambda row: (row.severity != "fail", WORST_FIRST.index(row.verdict)))
     suite = str(candidate.results["suite"])
     return GateReport(suite, str(candidate.folder), str(baseline.folder), rules, comparisons, tuple(rows))
+
+
+def rules_of(run: Run, overrides: Mapping[str, Any]) -> GateOptions:
+    """The `[gate]` table of a run's suite, with what `overrides` says instead (None says nothing).
+
+    Raises:
+        HarnessError: a value is out of range.
+    """
+    table = run.info["suite"].get("gate") or {}
+    given = {key: value for key, value in overrides.items() if value is not None}
+    try:
+        return GateOptions.model_validate({**table, **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise HarnessError(f"gate option {key.replace('_', '-')}: {first['msg']}, not {first['input']!r}") from error
 
 
 def _difference(pair: RunPair, sides: Sides, subject: Subject) -> tuple[PairedDifference, PairedDifference] | None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
+from harness.gating.pairing import RunPair
 from harness.metrics.base import PairedDifference
-from harness.pairing import RunPair
 
 if TYPE_CHECKING:
     from harness.host import Host

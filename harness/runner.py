@@ -277,7 +277,8 @@ class _Driver:
 
     def _settle_ready(self) -> None:
         """Estimate each cell whose rows are whole, and so are those of the smaller budgets that it shares with."""
-        for progress in self.progress.values():
+        # Smaller budgets first: what settles one may be all that the next has been waiting for.
+        for progress in sorted(self.progress.values(), key=lambda p: p.manifest.budget or 0.0):
             cell = progress.manifest
             if progress.settled or progress.missing or any(not p.settled for p in self._smaller(cell)):
                 continue

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.baseline import accept
-from harness.comparability import IncompleteRunError
 from harness.errors import HarnessError, StoreError
-from harness.gate import gate
 from harness.gate_options import GateOptions
+from harness.gating.baseline import accept
+from harness.gating.comparability import IncompleteRunError
+from harness.gating.judging import gate
 from harness.host import Host
 from harness.store import load_run
 

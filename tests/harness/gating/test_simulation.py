@@ -10,13 +10,13 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from harness.gate import gate
 from harness.gate_options import GateMode, GateOptions
+from harness.gating.judging import gate
+from harness.gating.verdicts import Finding, Limits, judge
 from harness.host import Host
 from harness.metrics.base import Estimate, PairedDifference
 from harness.metrics.paired import compared
 from harness.statistics import holm, paired_proportions
-from harness.verdicts import Finding, Limits, judge
 
 CELLS = 40
 DISCORDANCE = np.linspace(0.02, 0.18, CELLS)

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.comparability import IncompleteRunError
 from harness.errors import ExitCode, HarnessError
-from harness.gate import GateReport, gate
 from harness.gate_options import GateOptions, matches_glob
+from harness.gating.comparability import IncompleteRunError
+from harness.gating.judging import GateReport, gate
 from harness.host import Host
 
 Columns = dict[str, Any]

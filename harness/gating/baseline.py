@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.checkpoints import write_atomically
-from harness.comparability import check_gateable
 from harness.errors import HarnessError, StoreError
+from harness.gating.comparability import check_gateable
 from harness.store import Run
 
 SCHEMA = 1

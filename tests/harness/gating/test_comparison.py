@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from harness.compare import compare
+from harness.gating.comparison import compare
+from harness.gating.pairing import pair_rows
 from harness.host import Host
-from harness.pairing import pair_rows
 from harness.report.compare_table import compare_view
 from harness.report.wording import headline_metrics
 

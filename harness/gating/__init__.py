@@ -1,0 +1,1 @@
+"""Two runs -> verdicts: is a candidate worse than its baseline?"""
