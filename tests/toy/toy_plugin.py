@@ -182,12 +182,14 @@ class ToyAttack:
         if self.options.kind == "killed once" and not Path(self.options.marker).exists():
             Path(self.options.marker).touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.options.kind == "interrupts":
+            raise KeyboardInterrupt
         if self.options.kind == "raises":
             raise RuntimeError("a fault\nof the threat")
 
     def _spoil(self, columns: dict[str, Any], batch: Batch) -> Any:
         n, images, kind = len(batch.ids), columns["adversarial"], self.options.kind
-        if kind == "outside":
+        if kind == "outside" or (kind == "outside at small" and self.eps < 0.1):
             images[-1, 0, 0, 0] = batch.x[-1, 0, 0, 0] + (
                 1.01 * self.eps if batch.x[-1, 0, 0, 0] < 0.5 else -1.01 * self.eps
             )
