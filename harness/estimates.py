@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness import audit
 from harness.checkpoints import write_atomically
 from harness.errors import HarnessError, StoreError
 from harness.host import Host
@@ -61,6 +60,9 @@ class Estimator:
         return {"metrics": metrics, "audit": checks, "reliable": all(check["ok"] for check in checks)}
 
     def _audit(self, cell: CellManifest, columns: frozenset[str], smaller: Sequence[str]) -> list[dict[str, Any]]:
+        # Here, because it needs SciPy: a run whose numbers are all known goes without.
+        from harness import audit
+
         checks = list(audit.audit(self._reader.raw(cell.id, columns & set(audit.COLUMNS))))
         if smaller and cell.budget is not None:
             members = [*((self._reader.cells[c].budget or 0.0, c) for c in smaller), (cell.budget, cell.id)]
