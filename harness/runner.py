@@ -44,7 +44,7 @@ class RunOptions:
         data_root: folder of the data sets; ``$HARNESS_DATA`` by default.
     """
 
-    out: Path | None = None
+    out: Path | str | None = None
     device: str = "auto"
     workers: int | None = None
     executor: str | None = None
@@ -52,7 +52,7 @@ class RunOptions:
     only: tuple[str, ...] = ()
     fresh: bool = False
     plugins: tuple[str, ...] = ()
-    data_root: Path | None = None
+    data_root: Path | str | None = None
 
 
 def run(
@@ -83,7 +83,7 @@ def run(
     root = data_root(options.data_root)
     if options.executor is not None:
         host.executors.get(options.executor)  # said before anything is written
-    folder = RunFolder((options.out or Path("runs") / safe_name(suite.name)).absolute())
+    folder = RunFolder(Path(options.out or Path("runs") / safe_name(suite.name)).absolute())
     folder.create()
     with folder.locked():
         if options.fresh:
@@ -124,16 +124,18 @@ def pick_device(name: str) -> str:
     return f"cuda:{int(index or 0)}"
 
 
-def data_root(given: Path | None) -> Path | None:
+def data_root(given: Path | str | None) -> Path | None:
     """The folder of the data sets: as given, or $HARNESS_DATA.
 
     Raises:
         HarnessError: it is no folder.
     """
-    named = given or (Path(os.environ["HARNESS_DATA"]) if os.environ.get("HARNESS_DATA") else None)
-    if named is not None and not named.is_dir():
+    named = given or os.environ.get("HARNESS_DATA")
+    if not named:
+        return None
+    if not Path(named).is_dir():
         raise HarnessError(f"data root {named} is not a folder (--data-root, or HARNESS_DATA)")
-    return named.absolute() if named else None
+    return Path(named).absolute()
 
 
 def safe_name(name: str) -> str:

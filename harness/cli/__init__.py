@@ -65,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _status(arguments: Sequence[str] | None) -> int:
     try:
-        result = cli.main(args=None if arguments is None else list(arguments), standalone_mode=False)
+        given = None if arguments is None else list(arguments)
+        result = cli.main(given, prog_name="harness", standalone_mode=False)
     except HarnessError as error:
         click.echo(f"harness: {error}", err=True)
         return int(error.exit_code)

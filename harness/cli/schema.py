@@ -14,11 +14,15 @@ import click
 def command(out: Path | None, plugins: tuple[str, ...]) -> None:
     """Print the JSON schema of suite files with the plugins at hand, so that an editor completes and checks them."""
     from harness.checkpoints import write_atomically
+    from harness.errors import HarnessError
     from harness.host import load_host
     from harness.suite_schema import suite_schema
 
     text = json.dumps(suite_schema(load_host(plugins)), indent=1)
     if out is None:
         click.echo(text)
-    else:
+        return
+    try:
         write_atomically(out, (text + "\n").encode())
+    except OSError as error:
+        raise HarnessError(f"cannot write {out}: {error.strerror or error}") from error
