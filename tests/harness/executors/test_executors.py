@@ -194,7 +194,7 @@ def test_an_interrupt_ends_quickly_and_the_run_goes_on_later(
     assert process.returncode == 2
     # click ends the line on which the terminal shows ^C
     assert error == "\nharness: interrupted; what was finished is kept, and the same command goes on from there\n"
-    assert not alive(family)
+    wait_until(lambda: not alive(family), 5, f"the end of {family}")
     assert not (workplace.out / "results.json").exists()
     assert not list(workplace.out.rglob("*.part"))
     kept = {path: path.stat().st_mtime_ns for path in workplace.out.rglob("*.parquet")}
