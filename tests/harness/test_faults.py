@@ -56,8 +56,9 @@ def check(workplace: Any, results: bytes, shards: dict[str, bytes]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # many starts of the program, each of which imports torch
 def test_a_run_killed_at_20_random_moments_ends_with_the_same_results(workplace: Any) -> None:
-    results, shards, duration = prepare(workplace, wait=0.3)
+    results, shards, duration = prepare(workplace, wait=0.15)
     chance = random.Random(20251122)
     killed, finished = 0, 0
     while killed < KILLS:
@@ -72,6 +73,7 @@ def test_a_run_killed_at_20_random_moments_ends_with_the_same_results(workplace:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # many starts of the program, each of which imports torch
 def test_a_run_killed_while_it_writes_ends_with_the_same_results(workplace: Any) -> None:
     """Killed as soon as another shard appears, so that estimates, journal and shards are in the midst of writing."""
     results, shards, _ = prepare(workplace, wait=0.0)
