@@ -100,8 +100,11 @@ class ModelView:
         top, others = split_top(self.logits(x, draws).double())
         return others.logsumexp(dim=1) - top
 
-    def input_gradient(self, objective: Tensor, x: Tensor) -> Tensor:
-        """Gradient of the sum of `objective` (B,) with respect to `x`.
+    def input_gradient(self, objective: Tensor, x: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Gradient with respect to `x` of the sum of `objective`, a model's output or what a loss made of it.
+
+        `weights`, of the same shape, multiply its entries first: the derivative of a loss with respect to the logits,
+        where that has a closed form, saves differentiating the loss.
 
         Raises:
             ThreatError: the objective does not depend differentiably on the input.
@@ -113,7 +116,8 @@ class ModelView:
                 "the model gives no gradient: its output is detached from its input (torch.no_grad() or detach() inside"
                 " the model?); a gradient attack cannot judge it"
             )
-        (gradient,) = torch.autograd.grad(objective, x, torch.ones_like(objective), allow_unused=True)
+        weights = torch.ones_like(objective) if weights is None else weights
+        (gradient,) = torch.autograd.grad(objective, x, weights, allow_unused=True)
         if gradient is None:
             raise ThreatError("the model's output does not depend on its input: the graph is interrupted")
         return gradient

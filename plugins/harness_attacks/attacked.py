@@ -1,9 +1,11 @@
-"""The samples of a batch under attack, and what is known of each: the bookkeeping shared by iterative attacks."""
+"""The samples under attack and what was found of each: the bookkeeping shared by iterative attacks."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
+
+from harness_attacks.balls import peaks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -11,27 +13,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from harness.randomness import Draws
-    from harness.threats import Batch
     from harness_attacks.balls import Ball
 
     Index = Tensor | slice | Sequence[int]
 
 
 @dataclass
-class Attacked:
-    """Samples under attack. Indexes and masks like a tensor, so that those which fell can leave.
+class Standing:
+    """Samples that the attack is working on. Indexes and masks like a tensor, so that those which fall can leave.
 
     Attributes:
         rows: int64 (n,), the samples' rows in the batch.
         labels, targets: int64 (n,); a target is -1 where any wrong class will do.
-        best: (n, C, H, W), the strongest image so far: the highest `rank`, and among those the highest `score`.
-        rank: int8 (n,): 0 while the label stands, 1 misclassified, 2 classified as the target.
-        score: float64 (n,), the loss at `best`.
-        loss_first, loss_last: float64 (n,), the loss at the first and the last image of the latest restart.
-        gradient_steps: int64 (n,), gradients spent, all restarts together; of these
-        zero_gradient_steps were zero in every entry and nonfinite_gradient_steps had an infinite or NaN entry.
-        restart, success_step: int64 (n,), when the sample was first misclassified: the restart, and the gradient steps
-            taken in it; -1 if it never was.
+        score: float64 (n,), how strong the strongest image so far is (see `Findings`).
+        loss_first: float64 (n,), the loss at the start of this restart.
     """
 
     rows: Tensor
@@ -39,8 +34,32 @@ class Attacked:
     targets: Tensor
     draws: Draws
     ball: Ball
+    score: Tensor
+    loss_first: Tensor
+
+    def __len__(self) -> int:
+        return int(self.rows.shape[0])
+
+    def __getitem__(self, index: Index) -> Standing:
+        return replace(self, **{f.name: getattr(self, f.name)[index] for f in fields(self)})
+
+
+@dataclass
+class Findings:
+    """What was found of each sample of a batch, all (B,) except `best`.
+
+    Attributes:
+        best: (B, C, H, W), the strongest image met.
+        score: float64, its margin: the largest logit of another class minus the label's; infinite once the target is
+            reached.
+        loss_first, loss_last: float64, the loss at the first and the last image of the sample's latest restart.
+        gradient_steps: int64, gradients spent, all restarts together; of these
+        zero_gradient_steps were zero in every entry and nonfinite_gradient_steps had an infinite or NaN entry.
+        restart, success_step: int64, when the sample was first misclassified: the restart, and the gradient steps
+            taken in it; -1 if it never was.
+    """
+
     best: Tensor
-    rank: Tensor
     score: Tensor
     loss_first: Tensor
     loss_last: Tensor
@@ -51,21 +70,14 @@ class Attacked:
     success_step: Tensor
 
     @classmethod
-    def of(cls, batch: Batch, ball: Ball, targets: Tensor) -> Attacked:
-        """A whole batch before the attack: `best` is the clean image."""
+    def before(cls, x: Tensor) -> Findings:
+        """Nothing is known yet: the strongest image is the clean one."""
         import torch
 
-        n = len(batch.ids)
-        count = torch.zeros(n, dtype=torch.int64, device=batch.x.device)
+        count = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         unknown = torch.full_like(count, float("nan"), dtype=torch.float64)
         return cls(
-            rows=torch.arange(n, device=batch.x.device),
-            labels=batch.y,
-            targets=targets,
-            draws=batch.draws,
-            ball=ball,
-            best=batch.x.clone(),
-            rank=count.to(torch.int8),
+            best=x.clone(),
             score=torch.full_like(unknown, float("-inf")),
             loss_first=unknown,
             loss_last=unknown.clone(),
@@ -76,55 +88,41 @@ class Attacked:
             success_step=count - 1,
         )
 
-    def __len__(self) -> int:
-        return int(self.rows.shape[0])
-
-    def __getitem__(self, index: Index) -> Attacked:
-        return replace(self, **{f.name: getattr(self, f.name)[index] for f in fields(self)})
-
-    def put(self, part: Attacked) -> None:
-        """Write back what is known of some of these samples, where `self` is the whole batch."""
-        for name in _FOUND:
-            getattr(self, name)[part.rows] = getattr(part, name)
-
-    def better(self, rank: Tensor, loss: Tensor) -> Tensor:
-        """bool (n,), whose image with this `rank` and `loss` is stronger than the best so far."""
-        return (rank > self.rank) | ((rank == self.rank) & (loss > self.score))
-
-    def keep(self, x: Tensor, rank: Tensor, loss: Tensor, better: Tensor | None) -> None:
-        """Make `x` (n, C, H, W) the best image of the samples where `better` holds; of all, without a mask."""
-        import torch
-
+    def keep_better(self, standing: Standing, x: Tensor, score: Tensor, better: Tensor | None) -> None:
+        """Make `x` (n, C, H, W) the best image of the standing samples where `better` holds; of all, without a mask."""
+        rows = standing.rows
         if better is None:
-            self.best.copy_(x)
-            self.rank, self.score = rank, loss
-            return
-        torch.where(better[:, None, None, None], x, self.best, out=self.best)
-        torch.where(better, rank, self.rank, out=self.rank)
-        torch.where(better, loss, self.score, out=self.score)
+            standing.score = score
+        else:
+            index = better.nonzero()[:, 0]
+            rows, x = rows[index], x[index]
+            standing.score = score.where(better, standing.score)
+        self.best.index_copy_(0, rows, x)
 
-    def mark_success(self, wrong: Tensor, restart: int, step: int) -> None:
-        """Note when the samples where `wrong` holds were first misclassified."""
-        first = wrong & (self.success_step < 0)
-        self.success_step.masked_fill_(first, step)
-        self.restart.masked_fill_(first, restart)
+    def mark_success(self, rows: Tensor, restart: int, step: int) -> None:
+        """Note when samples were misclassified, if for the first time."""
+        first = rows[self.success_step[rows] < 0]
+        self.success_step[first] = step
+        self.restart[first] = restart
 
-    def checked(self, gradient: Tensor) -> Tensor:
-        """Count a gradient (n, C, H, W) for each sample; zero where a sample's is not finite.
+    def finish(self, gone: Standing, loss: Tensor, gradient_steps: int) -> None:
+        """Samples leave a restart, fallen or at its end, at `loss` and after so many gradients in all."""
+        self.score[gone.rows] = gone.score
+        self.loss_first[gone.rows] = gone.loss_first
+        self.loss_last[gone.rows] = loss
+        self.gradient_steps[gone.rows] = gradient_steps
+
+    def checked(self, gradient: Tensor, rows: Tensor) -> Tensor:
+        """Count the gradients (n, C, H, W) that are zero or not finite, and zero the latter.
 
         The tensor itself is left as it is: it may be an expanded view, or memory that the model keeps.
         """
-        from harness_attacks.balls import peaks
-
         peak = peaks(gradient)
+        if not gradient.is_cuda:  # on a GPU asking would make the host wait
+            lowest, highest = peak.aminmax()
+            if lowest.item() > 0 and highest.item() < float("inf"):
+                return gradient
         broken = ~peak.isfinite()
-        self.gradient_steps += 1
-        self.zero_gradient_steps += peak == 0
-        self.nonfinite_gradient_steps += broken
-        # Asking first is cheaper on a CPU; on a GPU it would make the host wait.
-        if gradient.is_cuda or bool(broken.any()):
-            return gradient.masked_fill(broken[:, None, None, None], 0.0)
-        return gradient
-
-
-_FOUND = tuple(f.name for f in fields(Attacked) if f.name not in ("rows", "labels", "targets", "draws", "ball"))
+        self.zero_gradient_steps[rows] += peak == 0
+        self.nonfinite_gradient_steps[rows] += broken
+        return gradient.masked_fill(broken[:, None, None, None], 0.0)

@@ -21,13 +21,10 @@ _INSIDE = 1 - 1e-6
 class Ball(Protocol):
     """Balls of one radius around n images, one each. Indexes and masks like a tensor."""
 
-    @property
-    def centre(self) -> Tensor: ...
-
     def __getitem__(self, index: Index) -> Ball: ...
 
-    def start(self, draws: Draws) -> Tensor:
-        """Points drawn uniformly from the balls, then clipped to the box: (n, C, H, W)."""
+    def start(self, centre: Tensor, draws: Draws) -> Tensor:
+        """Points drawn uniformly from the balls, around the same images again, then clipped to the box: like them."""
         ...
 
     def step_(self, x: Tensor, gradient: Tensor, size: float) -> None:
@@ -43,24 +40,23 @@ def balls_around(x: Tensor, norm: Literal["linf", "l2"], eps: float) -> Ball:
     if norm == "l2":
         return L2Ball(x, eps)
     lower, upper = _bounds(x, eps)
-    return LinfBall(x, lower, upper, eps)
+    return LinfBall(lower, upper, eps)
 
 
 @dataclass(frozen=True)
 class LinfBall:
     """Boxes: every pixel within eps of the image's and in [0, 1]."""
 
-    centre: Tensor
     lower: Tensor
     upper: Tensor
     eps: float
 
     def __getitem__(self, index: Index) -> LinfBall:
-        return LinfBall(self.centre[index], self.lower[index], self.upper[index], self.eps)
+        return LinfBall(self.lower[index], self.upper[index], self.eps)
 
-    def start(self, draws: Draws) -> Tensor:
-        noise = draws.uniform("start", 0, self.centre.shape[1:])
-        return noise.mul_(2).sub_(1).mul_(self.eps).add_(self.centre).clamp_(self.lower, self.upper)
+    def start(self, centre: Tensor, draws: Draws) -> Tensor:
+        noise = draws.uniform("start", 0, centre.shape[1:])
+        return noise.mul_(2).sub_(1).mul_(self.eps).add_(centre).clamp_(self.lower, self.upper)
 
     def step_(self, x: Tensor, gradient: Tensor, size: float) -> None:
         x.add_(gradient.sign(), alpha=size).clamp_(self.lower, self.upper)
@@ -76,12 +72,12 @@ class L2Ball:
     def __getitem__(self, index: Index) -> L2Ball:
         return L2Ball(self.centre[index], self.eps)
 
-    def start(self, draws: Draws) -> Tensor:
-        direction = draws.normal("start", 0, self.centre.shape[1:])
+    def start(self, centre: Tensor, draws: Draws) -> Tensor:
+        direction = draws.normal("start", 0, centre.shape[1:])
         # A uniform point of a D-ball has radius eps * U^(1/D).
         radius = draws.uniform("radius", 0, ()).double().pow(1.0 / direction[0].numel()).mul(self.eps)
         scale = (radius / lengths(direction)).to(direction.dtype)
-        x = direction.mul_(scale[:, None, None, None]).add_(self.centre)
+        x = direction.mul_(scale[:, None, None, None]).add_(centre)
         return self._project_(x)
 
     def step_(self, x: Tensor, gradient: Tensor, size: float) -> None:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
 from harness.threats import Batch, Budget, Columns, ThreatContext
-from harness_attacks.attacked import Attacked
+from harness_attacks.attacked import Findings, Standing
 from harness_attacks.balls import balls_around
-from harness_attacks.losses import LOSSES
+from harness_attacks.losses import LOSSES, Loss, gaps_to
 from harness_attacks.options import PGDOptions, in_255ths
 
 if TYPE_CHECKING:
@@ -22,10 +22,10 @@ class PGD:
     """x <- project(x + step_size * steepest ascent of the loss), from a random point of the ball.
 
     Only samples that the model classifies rightly are attacked; the others keep their clean image. The image returned
-    is the strongest met, the random start and the last step included: one classified as the target before any other
-    misclassified one before one that is not, and among equals the one with the highest loss. With `early_stop` a
-    sample leaves the batch when the goal is reached: any wrong class, or the target where there is one. (Whether the
-    attack succeeded, the host decides from the image: misclassified as anything.)
+    is the strongest met, the random start and the last step included: one classified as the target, if there is a
+    target; else the one with the largest margin of a wrong class over the label. With `early_stop` a sample leaves the
+    batch when the goal is reached: any wrong class, or the target where there is one. (Whether the attack succeeded,
+    the host decides from the image: misclassified as anything.)
 
     For a model with randomness every call is given a draw of its own, no sample leaves early and the last image of a
     restart is the one that counts: one lucky draw among many proves nothing.
@@ -51,84 +51,91 @@ class PGD:
         self.budget: Budget | None = Budget(options.norm, self.eps)
 
     def run(self, model: ModelView, batch: Batch) -> Columns:
+        found = Findings.before(batch.x)
         targets = self._targets(batch)
-        samples = Attacked.of(batch, balls_around(batch.x, self.options.norm, self.eps), targets)
         # The ball of radius 0 holds the clean image alone, and nothing is to be found there.
-        standing = samples[(batch.clean_correct & (targets != batch.y) & (self.eps > 0)).nonzero()[:, 0]]
+        rows = (batch.clean_correct & (targets != batch.y) & (self.eps > 0)).nonzero()[:, 0]
+        ball = balls_around(batch.x, self.options.norm, self.eps)
+        standing = Standing(
+            rows, batch.y[rows], targets[rows], batch.draws[rows], ball[rows], found.score[rows], found.loss_first[rows]
+        )
         for restart in range(self.options.restarts):
             if len(standing):
-                standing = self._restart(model, standing, restart, samples)
-        samples.put(standing)
-        return self._columns(samples)
+                standing = self._restart(model, batch.x[standing.rows], standing, restart, found)
+        return self._columns(found, targets)
 
-    def _restart(self, model: ModelView, standing: Attacked, restart: int, samples: Attacked) -> Attacked:
-        """One run from a fresh start. Samples that fall are put into `samples`; those still standing are returned."""
+    def _restart(self, model: ModelView, centre: Tensor, standing: Standing, restart: int, found: Findings) -> Standing:
+        """One run from a fresh start. Returns the samples that still stand."""
         import torch
 
         steps = self.options.steps
-        x = self._start(standing, restart)
+        x = centre.clone()
+        if self.options.random_start:
+            x = standing.ball.start(centre, standing.draws.stream("restart", restart))
         for step in range(steps + 1):
+            spent = restart * steps + step
             last = step == steps
+            draws = standing.draws.numbered(spent + restart) if model.stochastic else standing.draws
             with torch.set_grad_enabled(not last):
-                logits = model.logits(x.requires_grad_(not last), standing.draws.numbered(restart * (steps + 1) + step))
-                loss = self._loss(logits, standing)
-            with torch.no_grad():
-                fallen = self._note(model, standing, x, logits, loss.detach(), restart, step)
-            if fallen is not None and bool(fallen.all()):
-                samples.put(standing)
-                return standing[:0]
-            gradient = None if last else model.input_gradient(loss, x)
+                logits = model.logits(x.requires_grad_(not last), draws)
+            loss = self._loss(logits, standing)
+            if step == 0:
+                standing.loss_first = loss.value
+            fallen = self._look(model, standing, x.detach(), logits, loss.margin, restart, step, found)
+            if last or (fallen is not None and bool(fallen.all())):
+                found.finish(standing, loss.value, spent)
+                return standing if fallen is None else standing[~fallen]
+            gradient = model.input_gradient(logits, x, loss.weights)
             x = x.detach()
             if fallen is not None:
-                samples.put(standing[fallen])
+                found.finish(standing[fallen], loss.value[fallen], spent)
                 left = (~fallen).nonzero()[:, 0]
-                standing, x = standing[left], x[left]
-                gradient = None if gradient is None else gradient[left]
-            if gradient is not None:
-                standing.ball.step_(x, standing.checked(gradient), self.step_size)
-        return standing
+                standing, x, gradient = standing[left], x[left], gradient[left]
+            standing.ball.step_(x, found.checked(gradient, standing.rows), self.step_size)
+        raise AssertionError("the last step returns")
 
-    def _start(self, standing: Attacked, restart: int) -> Tensor:
-        if self.options.random_start:
-            return standing.ball.start(standing.draws.stream("restart", restart))
-        return standing.ball.centre.clone()
-
-    def _loss(self, logits: Tensor, standing: Attacked) -> Tensor:
-        """(n,), what the attack increases."""
-        score = LOSSES[self.options.loss]
+    def _loss(self, logits: Tensor, standing: Standing) -> Loss:
+        """What the attack increases."""
+        loss = LOSSES[self.options.loss]
         if self.options.target is None:
-            return score(logits, standing.labels)
-        return -score(logits, standing.targets)
+            return loss(logits, standing.labels)
+        towards = loss(logits, standing.targets)
+        return Loss(-towards.value, -towards.weights, towards.margin)
 
-    def _note(
-        self, model: ModelView, standing: Attacked, x: Tensor, logits: Tensor, loss: Tensor, restart: int, step: int
+    def _look(
+        self,
+        model: ModelView,
+        standing: Standing,
+        x: Tensor,
+        logits: Tensor,
+        margin: Tensor,
+        restart: int,
+        step: int,
+        found: Findings,
     ) -> Tensor | None:
-        """Book one evaluation. Returns a mask of the samples that leave, or None where none does."""
+        """Keep what is better than before. Returns a mask of the samples that leave, or None where none does."""
         import torch
 
-        if step == 0:
-            standing.loss_first = loss
-        standing.loss_last = loss
-        prediction = logits.argmax(dim=1)
-        # argmax takes NaN for the largest; a model that answers NaN has not been fooled.
-        wrong = (prediction != standing.labels) & ~loss.isnan()
-        rank = wrong.to(torch.int8)
-        if self.options.target is not None:
-            rank += wrong & (prediction == standing.targets)
-        better = standing.better(rank, loss)
+        # A tie or NaN is no success: argmax may well decide a tie for the label.
+        if self.options.target is None:
+            score = margin
+            wrong = reached = margin > 0
+        else:
+            reached = margin < 0
+            score = gaps_to(logits, standing.labels).amax(dim=1)
+            wrong = score > 0
+            score = score.masked_fill(reached, float("inf"))
+        better = score > standing.score
         # The one time in a step that the host waits for the device.
         any_wrong, all_better = torch.stack([wrong.any(), better.all()]).tolist()
         if not model.stochastic or step == self.options.steps:
-            standing.keep(x, rank, loss, None if all_better else better)
+            found.keep_better(standing, x, score, None if all_better else better)
         if not any_wrong:
             return None
-        standing.mark_success(wrong, restart, step)
+        found.mark_success(standing.rows[wrong], restart, step)
         if not self.options.early_stop or model.stochastic:
             return None
-        if self.options.target is None:
-            return wrong
-        reached = rank == 2
-        return reached if bool(reached.any()) else None
+        return reached if self.options.target is None or bool(reached.any()) else None
 
     def _targets(self, batch: Batch) -> Tensor:
         """int64 (B,): the class to reach, -1 for any."""
@@ -144,20 +151,20 @@ class PGD:
         other = batch.draws.integers("target", 0, (), batch.clean_logits.shape[1] - 1)
         return other + (other >= batch.y)
 
-    def _columns(self, samples: Attacked) -> Columns:
+    def _columns(self, found: Findings, targets: Tensor) -> Columns:
         columns: dict[str, Any] = {
-            "adversarial": samples.best,
-            "steps": samples.rows.new_full(samples.rows.shape, self.options.steps),
-            "gradient_steps": samples.gradient_steps,
-            "zero_gradient_steps": samples.zero_gradient_steps,
-            "nonfinite_gradient_steps": samples.nonfinite_gradient_steps,
-            "loss_first": samples.loss_first,
-            "loss_last": samples.loss_last,
-            "success_step": samples.success_step,
-            "restart": samples.restart,
+            "adversarial": found.best,
+            "steps": targets.new_full(targets.shape, self.options.steps),
+            "gradient_steps": found.gradient_steps,
+            "zero_gradient_steps": found.zero_gradient_steps,
+            "nonfinite_gradient_steps": found.nonfinite_gradient_steps,
+            "loss_first": found.loss_first,
+            "loss_last": found.loss_last,
+            "success_step": found.success_step,
+            "restart": found.restart,
         }
         if self.options.target is not None:
-            columns |= {"target": samples.targets, "target_reached": samples.rank == 2}
+            columns |= {"target": targets, "target_reached": found.score == float("inf")}
         return columns
 
 
