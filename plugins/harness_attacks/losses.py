@@ -34,20 +34,21 @@ def log_odds_against(logits: Tensor, classes: Tensor) -> Loss:
     neither the sign nor the normalised gradient sees. That factor is 1 - p, which rounds to 0 for a certain classifier
     and stops an attack on cross-entropy itself; this form never saturates.
     """
-    gaps = gaps_to(logits, classes)
-    top = gaps.amax(dim=1, keepdim=True)
-    shares = gaps.sub_(top).exp_()
-    total = shares.sum(dim=1, keepdim=True)
-    value = total.log().add_(top)[:, 0]
-    weights = shares.div_(total).scatter_(1, classes[:, None], -1.0)
-    return Loss(value, weights.to(logits.dtype), top[:, 0])
+    mine, others = split(logits, classes)
+    top = others.amax(dim=1)
+    shares = others.softmax(dim=1)
+    margin = top - mine
+    # log of the sum of exp(others - mine): the share of the largest is at least 1 / K, so its logarithm is exact.
+    value = margin - shares.amax(dim=1).log_()
+    return Loss(value, shares.scatter_(1, classes[:, None], -1.0).to(logits.dtype), margin)
 
 
 def margin_against(logits: Tensor, classes: Tensor) -> Loss:
     """The largest logit of another class minus that of `classes` (n,)."""
-    margin, rival = gaps_to(logits, classes).max(dim=1)
+    mine, others = split(logits, classes)
+    top, rival = others.max(dim=1)
     weights = logits.new_zeros(logits.shape).scatter_(1, rival[:, None], 1.0).scatter_(1, classes[:, None], -1.0)
-    return Loss(margin, weights, margin)
+    return Loss(top - mine, weights, top - mine)
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Loss]] = {
@@ -56,8 +57,8 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Loss]] = {
 }
 
 
-def gaps_to(logits: Tensor, classes: Tensor) -> Tensor:
-    """Each logit minus that of `classes`, whose own place is masked by -inf; float64 (n, K)."""
+def split(logits: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits of `classes` (n,) and all others, the class's own place masked by -inf (n, K); float64."""
     own = classes[:, None]
     exact = logits.detach().double()
-    return (exact - exact.gather(1, own)).scatter_(1, own, float("-inf"))
+    return exact.gather(1, own)[:, 0], exact.scatter(1, own, float("-inf"))

@@ -9,7 +9,7 @@ from harness.errors import HarnessError
 from harness.threats import Batch, Budget, Columns, ThreatContext
 from harness_attacks.attacked import Findings, Standing
 from harness_attacks.balls import balls_around
-from harness_attacks.losses import LOSSES, Loss, gaps_to
+from harness_attacks.losses import LOSSES, Loss, split
 from harness_attacks.options import PGDOptions, in_255ths
 
 if TYPE_CHECKING:
@@ -122,7 +122,8 @@ class PGD:
             wrong = reached = margin > 0
         else:
             reached = margin < 0
-            score = gaps_to(logits, standing.labels).amax(dim=1)
+            mine, others = split(logits, standing.labels)
+            score = others.amax(dim=1) - mine
             wrong = score > 0
             score = score.masked_fill(reached, float("inf"))
         better = score > standing.score
