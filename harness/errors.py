@@ -73,3 +73,9 @@ def needs_trace(error: BaseException) -> bool:
     while isinstance(cause, HarnessError):
         cause = cause.__cause__
     return cause is not None and not isinstance(cause, OSError)
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as type and text, in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

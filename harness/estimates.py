@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.checkpoints import write_atomically
-from harness.errors import HarnessError, StoreError
+from harness.errors import HarnessError, StoreError, one_line
 from harness.host import Host
 from harness.info import MetricInfo, resolve
 from harness.loading import code_version, digest_of
@@ -44,13 +44,12 @@ class Estimator:
     def _estimate(self, cell: CellManifest, smaller: Sequence[str]) -> dict[str, Any]:
         columns = self._reader.columns(cell.id)
         metrics: dict[str, Any] = {}
-        for info in self._cell_metrics:
-            if not columns.issuperset(info.columns):
-                continue
+        applicable = [info for info in self._cell_metrics if columns.issuperset(info.columns)]
+        rows = self._reader.rows(cell.id, dict.fromkeys(name for info in applicable for name in info.columns))
+        for info in applicable:
             metric: Metric = resolve(info.metric, f"metric '{info.name}'")
-            rows = self._reader.rows(cell.id, info.columns)
             try:
-                estimates = metric.estimate(rows, self._level)
+                estimates = metric.estimate({name: rows[name] for name in info.columns}, self._level)
             except HarnessError:
                 raise
             except Exception as error:
@@ -118,11 +117,6 @@ def cell_entry(cell: CellManifest | Mapping[str, Any], **facts: Any) -> dict[str
 
 
 _FACTS = ("id", "model", "threat", "plugin", "dataset", "params")
-
-
-def one_line(error: BaseException) -> str:
-    """An exception as type and text, in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _module(info: MetricInfo) -> str:

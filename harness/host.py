@@ -22,7 +22,7 @@ from typing import Any, Generic, TypeVar
 import pluggy
 
 from harness import hookspecs
-from harness.errors import HarnessError, PluginError, did_you_mean
+from harness.errors import HarnessError, PluginError, did_you_mean, one_line
 from harness.info import DatasetInfo, ExecutorInfo, Info, MetricInfo, ModelInfo, ThreatInfo
 
 ENTRY_POINT_GROUP = "harness"
@@ -128,7 +128,7 @@ class Host:
         try:
             self._manager.register(plugin, name=record.name)
         except (pluggy.PluginValidationError, ValueError) as error:
-            record.error = _one_line(error)
+            record.error = one_line(error)
         else:
             self._collect(plugin, record)
         if record.error and self._manager.is_registered(plugin):
@@ -174,7 +174,7 @@ class Host:
                 try:
                     implementation.function(given.append)
                 except Exception as error:
-                    record.error = f"{hook} failed: {_one_line(error)}"
+                    record.error = f"{hook} failed: {one_line(error)}"
                     return
                 for info in given:
                     record.error = _info_problem(info, kind)
@@ -231,7 +231,7 @@ def _add_installed(host: Host, name: str, points: list[EntryPoint]) -> None:
     try:
         module = points[0].load()
     except (Exception, SystemExit) as error:
-        record.error = f"cannot be imported: {_one_line(error)}"
+        record.error = f"cannot be imported: {one_line(error)}"
         host.plugins.append(record)
         return
     host.add(module, record)
@@ -244,7 +244,7 @@ def _add_named(host: Host, spec: str) -> None:
     except HarnessError:
         raise
     except (Exception, SystemExit) as error:
-        raise PluginError(f"-p {spec}: cannot be imported: {_one_line(error)}") from error
+        raise PluginError(f"-p {spec}: cannot be imported: {one_line(error)}") from error
     if host.loaded(module):
         return
     record = PluginRecord(Path(spec).stem if is_file else spec, str(Path(spec).resolve()) if is_file else spec)
@@ -304,11 +304,6 @@ def _info_problem(info: object, kind: type[Info]) -> str:
     if not _NAME.fullmatch(info.name):
         return f"'{info.name}' is not a name: letters, digits and - _ . only, since it becomes part of cell ids"
     return ""
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def infos(registries: Iterable[Registry[Any]]) -> Iterator[Info]:

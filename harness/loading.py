@@ -111,6 +111,7 @@ def model_digest(entry: ModelEntry, built: BuiltModel, facts: DatasetFacts, devi
 def _probe(built: BuiltModel, facts: DatasetFacts, device: str) -> str:
     import torch
 
+    threads = torch.get_num_threads()
     ids = torch.arange(PROBE_IMAGES, device=device)
     x = draws_for(ids, 0, "probe").uniform("image", 0, facts.shape)
     view = built.view(ids, 0, "eval")
@@ -119,8 +120,12 @@ def _probe(built: BuiltModel, facts: DatasetFacts, device: str) -> str:
         method = "ood_score"
     if method is None:
         return ""
-    with torch.no_grad():
-        output: Tensor = _guarded(lambda: getattr(view, method)(x), "the model's first evaluation", ModelError)
+    torch.set_num_threads(1)  # as in workers: sums may round differently with another number
+    try:
+        with torch.no_grad():
+            output: Tensor = _guarded(lambda: getattr(view, method)(x), "the model's first evaluation", ModelError)
+    finally:
+        torch.set_num_threads(threads)
     return hashlib.sha256(output.double().cpu().numpy().tobytes()).hexdigest()
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from harness.capabilities import with_derived
 from harness.checkpoints import file_digest
 from harness.datasets import DatasetFacts, DatasetSlice, Ints
-from harness.errors import HarnessError, did_you_mean, needs_trace
+from harness.errors import HarnessError, did_you_mean, needs_trace, one_line
 from harness.gate_options import matches_glob
 from harness.host import Host
 from harness.loading import build_model, code_version, digest_of, model_digest, open_dataset
@@ -20,6 +21,8 @@ from harness.suite import ModelEntry, Suite, ThreatEntry
 
 ROWS_VERSION = 1
 """Raised when rows of the same cell would come out differently; shards of an older version are then not reused."""
+MICROBATCH_VALUES = 4_000_000
+"""By default a microbatch holds at most so many pixel values: 256 images of CIFAR's size, 26 of ImageNet's."""
 _ENGINE = ("evaluate.py", "models.py", "randomness.py")
 
 
@@ -77,6 +80,7 @@ class Plan:
     failed: tuple[tuple[Cell, str, str], ...]
     order: tuple[str, ...]  # ids of all cells, as the suite lists them
     identity: dict[str, str]
+    microbatch: int
 
 
 def expand(suite: Suite, only: Sequence[str] = ()) -> list[Cell]:
@@ -122,19 +126,11 @@ def resolve(
     slices = _Slices(suite, host, data_root, limit)
     whole = slices.get(None)
     entries = {cell.model.name: cell.model for cell in cells if not cell.skip}
-    digests: dict[str, str] = {}
-    broken: dict[str, tuple[str, str]] = {}
-    for name, entry in entries.items():
-        try:
-            built = build_model(entry, whole.facts, device, suite.folder)
-            digests[name] = model_digest(entry, built, whole.facts, device)
-        except HarnessError as error:
-            broken[name] = (str(error), traceback.format_exc() if needs_trace(error) else "")
-        except Exception as error:
-            text = f"model '{name}': {type(error).__name__}: {' '.join(str(error).split())}"
-            broken[name] = (text, traceback.format_exc())
+    digests, broken = _model_digests(entries, whole.facts, device, suite.folder)
     planned, failed = [], []
-    common = {**_common_key(suite, device), "reader": code_version(host.datasets.get(suite.dataset.name).factory)}
+    microbatch = microbatch_of(suite, whole.facts)
+    reader = code_version(host.datasets.get(suite.dataset.name).factory)
+    common = {**_common_key(suite, device, microbatch), "reader": reader}
     for cell in cells:
         if cell.skip:
             continue
@@ -149,8 +145,25 @@ def resolve(
         skipped=tuple(cell for cell in cells if cell.skip),
         failed=tuple(failed),
         order=tuple(cell.id for cell in cells),
+        microbatch=microbatch,
         identity=_identity(suite, slices),
     )
+
+
+def _model_digests(
+    entries: Mapping[str, ModelEntry], facts: DatasetFacts, device: str, folder: Path
+) -> tuple[dict[str, str], dict[str, tuple[str, str]]]:
+    """Digest of each model by name; and for those that cannot be built one line and a traceback, if it is of use."""
+    digests: dict[str, str] = {}
+    broken: dict[str, tuple[str, str]] = {}
+    for name, entry in entries.items():
+        try:
+            digests[name] = model_digest(entry, build_model(entry, facts, device, folder), facts, device)
+        except HarnessError as error:
+            broken[name] = (str(error), traceback.format_exc() if needs_trace(error) else "")
+        except Exception as error:
+            broken[name] = (f"model '{name}': {one_line(error)}", traceback.format_exc())
+    return digests, broken
 
 
 class _Slices:
@@ -190,7 +203,13 @@ def _planned(suite: Suite, cell: Cell, slices: _Slices, model: str, common: dict
     )
 
 
-def _common_key(suite: Suite, device: str) -> dict[str, Any]:
+def microbatch_of(suite: Suite, facts: DatasetFacts) -> int:
+    """Samples evaluated at a time: as the suite says, or as many as the shard and the size of the images allow."""
+    settings = suite.settings
+    return settings.microbatch or min(settings.shard_size, max(1, MICROBATCH_VALUES // math.prod(facts.shape)))
+
+
+def _common_key(suite: Suite, device: str, microbatch: int) -> dict[str, Any]:
     import torch
 
     settings = suite.settings
@@ -199,7 +218,7 @@ def _common_key(suite: Suite, device: str) -> dict[str, Any]:
         "engine": [file_digest(Path(__file__).with_name(name)) for name in _ENGINE],
         "seed": settings.seed,
         "shard_size": settings.shard_size,
-        "microbatch": settings.microbatch,
+        "microbatch": microbatch,
         "images": settings.store_images,
         "torch": torch.__version__,
         "device": device.partition(":")[0],

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from harness._version import __version__
-from harness.errors import HarnessError, StoreError, needs_trace
-from harness.estimates import Estimator, cell_entry, one_line
+from harness.errors import HarnessError, StoreError, needs_trace, one_line
+from harness.estimates import Estimator, cell_entry
 from harness.evaluate import Setting, ShardOutcome, ShardTask, samples_digest
 from harness.events import CellFinished, CellPlanned, RunFinished, RunStarted, ShardFinished
 from harness.executors import Executor, ExecutorContext
@@ -96,7 +96,7 @@ def run(
             plugins=tuple(_absolute(p) for p in options.plugins),
             device=device,
             seed=suite.settings.seed,
-            microbatch=suite.settings.microbatch,
+            microbatch=plan.microbatch,
             store_images=suite.settings.store_images,
             dataset=suite.settings.dataset,
         )

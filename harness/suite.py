@@ -34,7 +34,7 @@ class SuiteTable(Options):
     seed: int = option(0, help="seed of every random stream", ge=0)
     level: float = option(0.95, help="confidence level of the intervals", gt=0.5, lt=1)
     shard_size: int = option(256, help="samples in one unit of work", ge=1)
-    microbatch: int | None = option(None, help="samples evaluated at a time; the whole shard by default", ge=1)
+    microbatch: int | None = option(None, help="samples evaluated at a time [the shard, or fewer if large]", ge=1)
     store_images: bool = option(True, help="keep every attacked image in the rows, so that it can be replayed")
 
 

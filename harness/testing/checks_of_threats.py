@@ -145,7 +145,7 @@ def check_rows(s: ThreatSubject) -> None:
 
 def check_engine(s: ThreatSubject) -> None:
     """The engine takes the rows: it applies its own checks to what the threat returns."""
-    setting = Setting("", str(s.folder), None, (), s.device, s.seed, None, True, s.data.name)
+    setting = Setting("", str(s.folder), None, (), s.device, s.seed, len(s.ids), True, s.data.name)
     task = ShardTask(setting, s.info.name, "", ("toy", "toy", {}), (s.info.name, s.info.name, dict(s.options)), s.ids)
     x, y = s.data.load(s.ids)
     evaluate_batch(s.built, s.threat, x, y, s.ids, task)

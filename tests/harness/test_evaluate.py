@@ -34,7 +34,7 @@ Rows = dict[str, NDArray[Any]]
 def setting(tmp_path: Path) -> Setting:
     return Setting(
         folder=str(tmp_path), suite_folder=str(tmp_path), data_root=None, plugins=(TOY,), device="cpu", seed=3,
-        microbatch=None, store_images=True, dataset={"name": "toy", "samples": 30},
+        microbatch=256, store_images=True, dataset={"name": "toy", "samples": 30},
     )  # fmt: skip
 
 

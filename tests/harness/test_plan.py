@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from harness import checkpoints
+from harness.datasets import DatasetFacts
 from harness.errors import HarnessError
 from harness.host import Host, load_host
-from harness.plan import Plan, expand, resolve
+from harness.plan import Plan, expand, microbatch_of, resolve
 from harness.suite import load_suite
 
 TOY = Path(__file__).parents[1] / "toy" / "toy_plugin.py"
@@ -234,3 +235,15 @@ def test_the_digest_sees_what_the_options_do_not_say(workplace: Any, afresh: Cal
     before = afresh()
     workplace.write("SCALE = 11.0\n", "tiny_scale.py")
     assert not set(before) & set(afresh())
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [((1, 8, 8), 200), ((3, 32, 32), 200), ((3, 224, 224), 26), ((3, 4000, 4000), 1)],
+)
+def test_a_microbatch_shrinks_with_the_size_of_the_images(
+    shape: tuple[int, int, int], expected: int, workplace: Any, toys: Host
+) -> None:
+    facts = DatasetFacts("any", shape, 256, ("a", "b"))
+    assert microbatch_of(load_suite(workplace.suite, toys, ["suite.shard_size=200"]), facts) == expected
+    assert microbatch_of(load_suite(workplace.suite, toys, ["suite.microbatch=100"]), facts) == 100
