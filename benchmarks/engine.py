@@ -96,7 +96,7 @@ def overhead(samples: int, rounds: int) -> None:
             whole = time.process_time() - start
             shares.append(whole / inside - 1)
             print(f"attack {inside:6.2f} s   whole run {whole:6.2f} s   overhead {100 * shares[-1]:.2f} %")
-    print(f"{samples} samples, PGD-40 with two restarts, as in the quickstart: median overhead {100 * statistics.median(shares):.2f} %")
+    print(f"{samples} samples, PGD as in the quickstart: median overhead {100 * statistics.median(shares):.2f} %")
 
 
 def memory(counts: list[int]) -> None:
