@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,11 +78,11 @@ def _clearly_above(count: int, n: int, share: float) -> bool:
 def _zero_gradients(rows: Rows) -> str:
     """Masked gradients: more than 1 % of the attacked samples met a gradient that is zero in every entry."""
     attacked = rows["clean_correct"].astype(bool) & (rows["gradient_steps"] > 0)
-    share = _share(rows["zero_gradient_steps"][attacked] > 0)
-    if share <= ZERO_GRADIENT_SHARE:
+    count, n = int((rows["zero_gradient_steps"][attacked] > 0).sum()), int(attacked.sum())
+    if not _clearly_above(count, n, ZERO_GRADIENT_SHARE):
         return ""
     return (
-        f"the input gradient was exactly zero at some step for {share:.1%} of the attacked samples, so the attack was"
+        f"the input gradient was exactly zero at some step for {count} of {n} attacked samples, so the attack was"
         " blind there; attack the margin loss or a smooth copy of the model, and add a black-box attack (Square)"
     )
 
@@ -125,10 +124,6 @@ def _not_converged(rows: Rows) -> str:
         f"{count} of {n} successes came in the last {LATE_STEPS:.0%} of the steps, so more steps would find more;"
         " raise steps until the number no longer falls"
     )
-
-
-def _share(mask: NDArray[Any]) -> float:
-    return float(mask.mean()) if mask.size else 0.0
 
 
 _CHECKS: dict[str, tuple[tuple[str, ...], Callable[[Rows], str]]] = {

@@ -43,6 +43,12 @@ class MissingDataError(HarnessError):
     """A data set, checkpoint or other file that is not where it was looked for."""
 
 
+class NothingToRunError(HarnessError):
+    """A choice of cells that leaves none."""
+
+    exit_code = ExitCode.NOTHING_TO_RUN
+
+
 class ModelError(HarnessError):
     """A model that broke its contract: wrong shape, NaN, a factory that raised."""
 

@@ -72,20 +72,20 @@ class Estimator:
     def _summarise(self, cells: Sequence[CellManifest]) -> list[dict[str, Any]]:
         found = []
         for info in self._group_metrics:
-            metric: GroupMetric = resolve(info.metric, f"metric '{info.name}'")
-            members = [
-                CellRows(c.id, c.model, c.threat, c.plugin, c.dataset, self._reader.rows(c.id, info.columns))
-                for c in cells
-                if self._reader.columns(c.id).issuperset(info.columns)
-            ]
+            chosen = [c for c in cells if self._reader.columns(c.id).issuperset(info.columns)]
             try:
+                metric: GroupMetric = resolve(info.metric, f"metric '{info.name}'")
+                members = [self._member(c, info.columns) for c in chosen]
                 summaries = metric.summarise(members, self._level) if members else ()
             except Exception as error:  # a number over several cells takes down none of them
-                summaries = [Summary("", tuple(m.id for m in members), undefined(0, one_line(error)))]
+                summaries = [Summary("", tuple(c.id for c in chosen), undefined(0, one_line(error)))]
             for summary in summaries:
                 facts = {"metric": info.name, "subject": summary.subject, "cells": list(summary.cells)}
                 found.append({**facts, **summary.estimate.to_json()})
         return found
+
+    def _member(self, c: CellManifest, columns: Sequence[str]) -> CellRows:
+        return CellRows(c.id, c.model, c.threat, c.plugin, c.dataset, c.budget, self._reader.rows(c.id, columns))
 
     def _remembered(self, key: Sequence[Any], make: Any) -> dict[str, Any]:
         path = self._reader.folder / "estimates" / f"{digest_of([self._version, *key])[:24]}.json"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,21 +14,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.datasets import DatasetFacts, DatasetSlice, Ints
-from harness.errors import HarnessError, ModelError, ThreatError, needs_trace
+from harness.errors import HarnessError, ModelError, ThreatError, needs_trace, one_line
 from harness.host import Host, load_host
-from harness.loading import BuiltModel, build_model, build_threat, on_import_path, open_dataset
+from harness.loading import (
+    BUDGET_TOLERANCE,
+    BuiltModel,
+    BuiltThreat,
+    build_model,
+    build_threat,
+    model_digest,
+    on_import_path,
+    open_dataset,
+)
 from harness.models import ModelView
 from harness.randomness import draws_for
 from harness.store import shard_path, write_shard
 from harness.suite import dataset_entry, model_entry, threat_entry
-from harness.threats import Batch, Budget, Threat
+from harness.threats import Batch, Budget
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-BUDGET_TOLERANCE = 1e-6
 _OF_IMAGES = ("adversarial_prediction", "success", "linf", "l2", "l1", "l0")
 """Columns that the host alone derives, from the images a threat returns."""
+_OF_HOST = ("clean_prediction", "clean_correct", "forwards", "backwards")
+"""Columns that the host alone derives, for every threat."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +53,6 @@ class Setting:
     seed: int
     microbatch: int
     store_images: bool
-    dataset: str | Mapping[str, Any]  # as the suite has it
 
 
 @dataclass(frozen=True)
@@ -52,9 +62,11 @@ class ShardTask:
     setting: Setting
     cell: str
     digest: str
+    dataset: str | Mapping[str, Any]  # as the suite has it
     model: tuple[str, str, Mapping[str, Any]]  # name, plugin and options as written
     threat: tuple[str, str, Mapping[str, Any]]  # label, plugin and options as written
     ids: Ints
+    model_digest: str = ""  # what the plan found; a model that turns out to be another is refused
 
 
 @dataclass(frozen=True)
@@ -77,25 +89,29 @@ class Workbench:
     host: Host
     slices: dict[str, DatasetSlice] = field(default_factory=dict)
     models: dict[str, BuiltModel] = field(default_factory=dict)
-    threats: dict[str, Threat] = field(default_factory=dict)
+    threats: dict[str, BuiltThreat] = field(default_factory=dict)
 
-    def dataset(self, setting: Setting) -> DatasetSlice:
-        key = repr(setting.dataset)
+    def dataset(self, task: ShardTask) -> DatasetSlice:
+        key = repr(task.dataset)
         if key not in self.slices:
-            entry = dataset_entry(setting.dataset, self.host, "dataset")
-            self.slices = {key: open_dataset(entry, self.host, _path(setting.data_root))}
+            entry = dataset_entry(task.dataset, self.host, "dataset")
+            self.slices = {key: open_dataset(entry, self.host, _path(task.setting.data_root))}
         return self.slices[key]
 
     def model(self, task: ShardTask, facts: DatasetFacts) -> BuiltModel:
         setting = task.setting
         key = repr((task.model, setting.suite_folder, setting.device))
         if key not in self.models:
-            entry = model_entry(*task.model, self.host)
             # One model at a time: tasks come ordered by model, and two large ones need not fit in memory together.
-            self.models = {key: build_model(entry, facts, setting.device, Path(setting.suite_folder))}
+            self.models.clear()
+            entry = model_entry(*task.model, self.host)
+            built = build_model(entry, facts, setting.device, Path(setting.suite_folder))
+            if task.model_digest and model_digest(entry, built, facts, setting.device) != task.model_digest:
+                raise ModelError(f"model '{entry.name}' is no longer what it was when the run began; run again")
+            self.models[key] = built
         return self.models[key]
 
-    def threat(self, task: ShardTask, facts: DatasetFacts) -> Threat:
+    def threat(self, task: ShardTask, facts: DatasetFacts) -> BuiltThreat:
         key = repr(task.threat)
         if key not in self.threats:
             entry = threat_entry(*task.threat, self.host)
@@ -104,10 +120,10 @@ class Workbench:
         return self.threats[key]
 
 
-def workbench(setting: Setting) -> Workbench:
-    """A fresh bench for a process that runs shards of this setting."""
+def workbench(setting: Setting, host: Host | None = None) -> Workbench:
+    """A fresh bench for a process that runs shards of this setting, with the plugins it names unless given a host."""
     on_import_path(Path(setting.suite_folder))
-    return Workbench(load_host(setting.plugins))
+    return Workbench(host or load_host(setting.plugins))
 
 
 def run_shard(task: ShardTask, bench: Workbench) -> ShardOutcome:
@@ -127,19 +143,17 @@ def run_shard(task: ShardTask, bench: Workbench) -> ShardOutcome:
         if needs_trace(problem):
             trace = traceback.format_exc()
     except (Exception, SystemExit) as problem:  # a model that calls sys.exit() ends its cell, not the run
-        error = f"{type(problem).__name__}: {' '.join(str(problem).split())}"
+        error = one_line(problem)
         trace = traceback.format_exc()
     return ShardOutcome(task.cell, int(task.ids[0]), len(task.ids), time.perf_counter() - start, error, trace, fatal)
 
 
 def evaluate_shard(task: ShardTask, bench: Workbench) -> dict[str, NDArray[Any]]:
     """The rows of one shard, microbatch by microbatch."""
-    data = bench.dataset(task.setting)
+    data = bench.dataset(task)
     built = bench.model(task, data.facts)
     threat = bench.threat(task, data.facts)
     size = task.setting.microbatch
-    if getattr(built.model, "batch_of_one", False):
-        size = 1
     parts = []
     for start in range(0, len(task.ids), size):
         ids = task.ids[start : start + size]
@@ -156,7 +170,7 @@ def evaluate_shard(task: ShardTask, bench: Workbench) -> dict[str, NDArray[Any]]
 
 
 def evaluate_batch(
-    built: BuiltModel, threat: Threat, x: Tensor, y: Tensor, ids: Ints, task: ShardTask
+    built: BuiltModel, threat: BuiltThreat, x: Tensor, y: Tensor, ids: Ints, task: ShardTask
 ) -> dict[str, NDArray[Any]]:
     """The rows of one batch: the threat's columns, checked, with those that the host adds (see `harness.threats`)."""
     import torch
@@ -165,45 +179,62 @@ def evaluate_batch(
     x, y = x.to(setting.device), y.to(setting.device)
     sample_ids = torch.from_numpy(ids).to(setting.device)
     judge = built.view(sample_ids, setting.seed, "eval")
+    host_columns = {"sample_id": ids, "label": _array("label", y)}
     clean_logits = None
-    version = x._version  # counts changes made to the tensor in place
-    if "Classifier" in judge.capabilities:
-        if not 0 <= int(y.min()) <= int(y.max()) < judge.num_classes:
-            wrong = int(y.max()) if int(y.min()) >= 0 else int(y.min())
-            raise HarnessError(f"label {wrong} is out of range: the model has {judge.num_classes} classes")
-        with torch.no_grad():
-            clean_logits = _finite(judge.logits(x), ids, "images")
-    if x._version != version:
-        raise ModelError("the model changes its input in place; let it work on a copy (x = x.clone())")
+    with _unchanged("the model changes its input in place; let it work on a copy (x = x.clone())", ModelError, x):
+        if "Classifier" in judge.capabilities:
+            clean_logits = _clean_logits(judge, x, y, ids)
+            prediction = clean_logits.argmax(dim=1)
+            correct = prediction == y
+            host_columns["clean_prediction"] = _array("clean_prediction", prediction)
+            host_columns["clean_correct"] = _array("clean_correct", correct)
     view = built.view(sample_ids, setting.seed, "attack")
     draws = draws_for(sample_ids, setting.seed, "threat", task.threat[1])
-    columns = _returned(threat.run(view, Batch(x, y, sample_ids, draws, clean_logits)), threat)
-    if x._version != version:
-        raise ThreatError("the clean images were changed in place while the threat ran; work on a copy (x.clone())")
+    given = [t for t in (x, y, sample_ids, clean_logits) if t is not None]
+    with _unchanged("the threat changed what it was given in place; let it work on copies", ThreatError, *given):
+        columns = _returned(threat.threat.run(view, Batch(x, y, sample_ids, draws, clean_logits)), threat.budget)
     if "adversarial" in columns:
-        columns.update(_verdict(columns["adversarial"], threat.budget, judge, x, y, ids, clean_logits))
+        if clean_logits is None:
+            raise ThreatError("a threat that returns adversarial images needs a classifier: let it require one")
+        columns["adversarial"] = images = torch.as_tensor(columns["adversarial"], device=x.device)
+        columns.update(_verdict(images, threat.budget, judge, x, y, ids, correct))
     arrays = {name: _array(name, values) for name, values in columns.items()}
     cost = {"forwards": _array("forwards", view.forwards), "backwards": _array("backwards", view.backwards)}
     if "sample_id" in arrays:
         return _with_own_ids(arrays, cost, ids)
-    host_columns = {"sample_id": ids, "label": _array("label", y)}
-    if clean_logits is not None:
-        prediction = clean_logits.argmax(dim=1)
-        host_columns["clean_prediction"] = _array("clean_prediction", prediction)
-        host_columns["clean_correct"] = _array("clean_correct", prediction == y)
     # Twice, so that these columns come first, and are the host's own whatever the threat returned.
     rows = {**host_columns, **arrays, **host_columns, **cost}
     _check_lengths(rows, len(ids))
     return rows
 
 
-def _returned(returned: Any, threat: Threat) -> dict[str, Any]:
+@contextmanager
+def _unchanged(complaint: str, kind: type[HarnessError], *tensors: Tensor) -> Iterator[None]:
+    """Raise `complaint` where one of the tensors was changed in place meanwhile."""
+    versions = [tensor._version for tensor in tensors]
+    yield
+    if [tensor._version for tensor in tensors] != versions:
+        raise kind(complaint)
+
+
+def _clean_logits(judge: ModelView, x: Tensor, y: Tensor, ids: Ints) -> Tensor:
+    """The model's answer for the clean images; a copy, because a model may answer into the same memory every time."""
+    import torch
+
+    if not 0 <= int(y.min()) <= int(y.max()) < judge.num_classes:
+        wrong = int(y.max()) if int(y.min()) >= 0 else int(y.min())
+        raise HarnessError(f"label {wrong} is out of range: the model has {judge.num_classes} classes")
+    with torch.no_grad():
+        return _judgeable(judge.logits(x), ids, "images").clone()
+
+
+def _returned(returned: Any, budget: Budget | None) -> dict[str, Any]:
     """A threat's columns; refused where they claim what only images can show."""
     if not isinstance(returned, Mapping) or not returned:
         raise ThreatError(f"the threat returned {type(returned).__name__}, not columns by name")
     columns = dict(returned)
     claimed = [name for name in _OF_IMAGES if name in columns]
-    if "adversarial" not in columns and (claimed or threat.budget is not None):
+    if "adversarial" not in columns and (claimed or budget is not None):
         what = f"a column '{claimed[0]}'" if claimed else "a budget"
         raise ThreatError(f"the threat has {what} but returned no adversarial images that would show it")
     if "adversarial" in columns and "sample_id" in columns:
@@ -218,13 +249,13 @@ def _verdict(
     x: Tensor,
     y: Tensor,
     ids: Ints,
-    clean_logits: Tensor | None,
+    clean_correct: Tensor,
 ) -> dict[str, Tensor]:
     """Judge stored images afresh: range, budget, prediction, norms."""
     import torch
 
-    if budget is None or clean_logits is None:
-        raise ThreatError("a threat that returns adversarial images needs a budget and a classifier")
+    if budget is None:
+        raise ThreatError("a threat that returns adversarial images needs a budget")
     if images.shape != x.shape or images.dtype != x.dtype:
         raise ThreatError(
             f"adversarial images are {images.dtype} {tuple(images.shape)}, not {x.dtype} {tuple(x.shape)}"
@@ -241,9 +272,8 @@ def _verdict(
             f" {budget.eps:.6g}; the rows are refused"
         )
     with torch.no_grad():
-        prediction = _finite(judge.logits(images), ids, "adversarial images").argmax(dim=1)
-    success = (clean_logits.argmax(dim=1) == y) & (prediction != y)
-    return {"adversarial_prediction": prediction, "success": success, **norms}
+        prediction = _judgeable(judge.logits(images), ids, "adversarial images").argmax(dim=1)
+    return {"adversarial_prediction": prediction, "success": clean_correct & (prediction != y), **norms}
 
 
 def perturbation_norms(images: Tensor, x: Tensor) -> dict[str, Tensor]:
@@ -265,10 +295,11 @@ def samples_digest(ids: Ints) -> str:
     return f"{len(ids)}:{int(ids[0])}-{int(ids[-1])}:{int(np.bitwise_xor.reduce(ids * 2654435761 % 2**32))}"
 
 
-def _finite(logits: Tensor, ids: Ints, what: str) -> Tensor:
+def _judgeable(logits: Tensor, ids: Ints, what: str) -> Tensor:
+    """Logits that name a class: no NaN, no +inf, and not all -inf (a class of probability zero is a class still)."""
     import torch
 
-    bad = ~torch.isfinite(logits).all(dim=1)
+    bad = torch.isnan(logits).any(dim=1) | ~torch.isfinite(logits.amax(dim=1))
     if bad.any():
         first = int(bad.nonzero()[0, 0])
         raise ModelError(f"logits are not finite for {int(bad.sum())} of {len(ids)} {what}, first sample {ids[first]}")
@@ -279,6 +310,9 @@ def _with_own_ids(
     arrays: dict[str, NDArray[Any]], cost: Mapping[str, NDArray[Any]], ids: Ints
 ) -> dict[str, NDArray[Any]]:
     """Rows that name their samples themselves: each carries the whole cost of its sample."""
+    claimed = [name for name in _OF_HOST if name in arrays]
+    if claimed:
+        raise ThreatError(f"column '{claimed[0]}' is the host's; rows that name their samples cannot claim it")
     _check_lengths(arrays, len(arrays["sample_id"]))
     place = np.searchsorted(ids, arrays["sample_id"])
     place = np.minimum(place, len(ids) - 1)

@@ -8,10 +8,12 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.capabilities import mismatches
+from harness.arithmetic import fixed_arithmetic
+from harness.capabilities import METHODS, mismatches
 from harness.checkpoints import file_digest
 from harness.datasets import Dataset, DatasetContext, DatasetFacts, DatasetSlice
 from harness.errors import HarnessError, ModelError, SuiteError, ThreatError
@@ -20,12 +22,13 @@ from harness.info import resolve
 from harness.models import ModelContext, ModelView, prepare
 from harness.randomness import draws_for
 from harness.suite import DatasetEntry, ModelEntry, ThreatEntry, dataset_entry
-from harness.threats import Threat, ThreatContext
+from harness.threats import Budget, Threat, ThreatContext
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 PROBE_IMAGES = 2
+BUDGET_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,19 @@ class BuiltModel:
 
     def view(self, ids: Tensor, seed: int, purpose: Any) -> ModelView:
         return ModelView(self.model, self.capabilities, ids, seed, purpose)
+
+
+@dataclass(frozen=True)
+class BuiltThreat:
+    """A threat ready to run.
+
+    `budget` is what it was when built: the host holds every image to that. `inputs` is a digest of what the threat
+    reads beside its options: the data sets it opened, and the files it names in an attribute `files`.
+    """
+
+    threat: Threat
+    budget: Budget | None
+    inputs: str = ""
 
 
 def open_dataset(entry: DatasetEntry, host: Host, data_root: Path | None, limit: int | None = None) -> DatasetSlice:
@@ -70,18 +86,33 @@ def build_model(entry: ModelEntry, facts: DatasetFacts, device: str, folder: Pat
     return BuiltModel(model, entry.info.capabilities)
 
 
-def build_threat(entry: ThreatEntry, facts: DatasetFacts, host: Host, data_root: Path | None, folder: Path) -> Threat:
-    """The threat, given a way to open other data sets."""
+def build_threat(
+    entry: ThreatEntry, facts: DatasetFacts, host: Host, data_root: Path | None, folder: Path
+) -> BuiltThreat:
+    """The threat, given a way to open other data sets.
+
+    Raises:
+        ThreatError: the factory raised, or the threat's budget is not the one that its options say.
+    """
+    opened: list[str] = []
 
     def open_other(table: Mapping[str, Any]) -> DatasetSlice:
-        return open_dataset(dataset_entry(table, host, f"threat '{entry.label}' dataset"), host, data_root)
+        found = open_dataset(dataset_entry(table, host, f"threat '{entry.label}' dataset"), host, data_root)
+        opened.append(found.digest())
+        return found
 
     what = f"threat '{entry.label}'"
     factory = resolve(entry.info.factory, what)
     threat: Threat = _guarded(
         lambda: factory(entry.options, ThreatContext(facts, open_other, folder)), what, ThreatError
     )
-    return threat
+    budget = threat.budget
+    if budget is not None and entry.budget is not None and not abs(budget.eps - entry.budget) <= BUDGET_TOLERANCE:
+        raise ThreatError(
+            f"{what}: its budget is {budget.eps:g}, but option {entry.info.budget_option} is {entry.budget:g}"
+        )
+    files: Iterable[Path] = getattr(threat, "files", ())
+    return BuiltThreat(threat, budget, digest_of([opened, [file_digest(Path(f)) for f in files]]))
 
 
 def on_import_path(folder: Path) -> None:
@@ -108,25 +139,32 @@ def model_digest(entry: ModelEntry, built: BuiltModel, facts: DatasetFacts, devi
     )
 
 
-def _probe(built: BuiltModel, facts: DatasetFacts, device: str) -> str:
+def _probe(built: BuiltModel, facts: DatasetFacts, device: str) -> list[str]:
+    """Digests of what each of the model's methods answers for fixed images."""
     import torch
 
-    threads = torch.get_num_threads()
     ids = torch.arange(PROBE_IMAGES, device=device)
     x = draws_for(ids, 0, "probe").uniform("image", 0, facts.shape)
     view = built.view(ids, 0, "eval")
-    method = "logits" if "Classifier" in view.capabilities else "log_prob" if "Density" in view.capabilities else None
-    if method is None and "Detector" in view.capabilities:
-        method = "ood_score"
-    if method is None:
-        return ""
-    torch.set_num_threads(1)  # as in workers: sums may round differently with another number
-    try:
-        with torch.no_grad():
-            output: Tensor = _guarded(lambda: getattr(view, method)(x), "the model's first evaluation", ModelError)
-    finally:
-        torch.set_num_threads(threads)
-    return hashlib.sha256(output.double().cpu().numpy().tobytes()).hexdigest()
+    answers = []
+    with fixed_arithmetic(), torch.no_grad():
+        for name in ("Classifier", "ClassDensity", "Density", "Detector"):
+            if name in built.capabilities:
+                ask = getattr(view, METHODS[name])
+                first, again = (
+                    _guarded(partial(_asked, ask, x), "the model's first evaluation", ModelError) for _ in "ab"
+                )
+                if first != again:
+                    raise ModelError(
+                        f"{METHODS[name]}() answers differently when asked twice with the same draws: a model that is"
+                        " random must say so (stochastic = True; random = true for plugin torch)"
+                    )
+                answers.append(hashlib.sha256(first).hexdigest())
+    return answers
+
+
+def _asked(ask: Callable[[Tensor], Tensor], x: Tensor) -> bytes:
+    return ask(x).double().cpu().numpy().tobytes()
 
 
 def digest_of(value: Any) -> str:
@@ -135,7 +173,12 @@ def digest_of(value: Any) -> str:
 
 
 def code_version(target: str | Callable[..., Any]) -> str:
-    """Hash of the source that a factory path or module name leads to: its whole top-level package, or its one file."""
+    """Hash of the source that a factory path or module name leads to: its whole top-level package, or its one file.
+
+    Of a `functools.partial` that is the source of its function, and what is bound to it.
+    """
+    if isinstance(target, partial):
+        return digest_of([code_version(target.func), repr(target.args), repr(sorted(target.keywords.items()))])
     module = target.partition(":")[0] if isinstance(target, str) else getattr(target, "__module__", "")
     loaded = sys.modules.get(module)
     top = module.partition(".")[0]

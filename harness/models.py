@@ -100,6 +100,16 @@ class ModelView:
         top, others = split_top(self.logits(x, draws).double())
         return others.logsumexp(dim=1) - top
 
+    def sample(self, y: Tensor, draws: Draws) -> Tensor:
+        """(B, C, H, W) in [0, 1]: one image of each class in `y`, from the streams of `draws`."""
+        images: Tensor = self._model.sample(y, draws=draws)
+        return images
+
+    def heatmap(self, x: Tensor, y: Tensor) -> Tensor:
+        """(B, H', W'): where in the image the evidence for class `y` lies."""
+        heat: Tensor = self._model.heatmap(x, y)
+        return heat
+
     def input_gradient(self, objective: Tensor, x: Tensor, weights: Tensor | None = None) -> Tensor:
         """Gradient with respect to `x` of the sum of `objective`, a model's output or what a loss made of it.
 
@@ -123,7 +133,7 @@ class ModelView:
         return gradient
 
     def _joint(self, x: Tensor, draws: Draws | None) -> Tensor:
-        scores = self.class_log_prob(x, draws)
+        scores = self.class_log_prob(x, draws).double()  # the shared part goes before anything is rounded again
         prior = getattr(self._model, "log_prior", None)
         return scores - math.log(self.num_classes) if prior is None else scores + prior.to(scores)
 

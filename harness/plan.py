@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
 import traceback
 from collections.abc import Mapping, Sequence
@@ -12,10 +13,10 @@ from typing import Any
 from harness.capabilities import with_derived
 from harness.checkpoints import file_digest
 from harness.datasets import DatasetFacts, DatasetSlice, Ints
-from harness.errors import HarnessError, did_you_mean, needs_trace, one_line
+from harness.errors import HarnessError, NothingToRunError, did_you_mean, needs_trace, one_line
 from harness.gate_options import matches_glob
 from harness.host import Host
-from harness.loading import build_model, code_version, digest_of, model_digest, open_dataset
+from harness.loading import build_model, build_threat, code_version, digest_of, model_digest, open_dataset
 from harness.store import CellManifest
 from harness.suite import ModelEntry, Suite, ThreatEntry
 
@@ -43,6 +44,7 @@ class PlannedCell:
 
     cell: Cell
     digest: str
+    model_digest: str
     ids: Ints
     shard_size: int
     family: str
@@ -90,12 +92,12 @@ def expand(suite: Suite, only: Sequence[str] = ()) -> list[Cell]:
         only: keep the cells whose id matches one of these patterns (`*` and `?` are wildcards).
 
     Raises:
-        HarnessError: a pattern matches no cell.
+        NothingToRunError: a pattern matches no cell.
     """
     cells = [_cell(model, threat, suite.dataset.name) for model in suite.models for threat in suite.threats]
     for pattern in only:
         if not any(matches_glob(cell.id, pattern) for cell in cells):
-            raise HarnessError(f"--only {pattern}: no cell matches{did_you_mean(pattern, [c.id for c in cells])}")
+            raise NothingToRunError(f"--only {pattern}: no cell matches{did_you_mean(pattern, [c.id for c in cells])}")
     return [cell for cell in cells if not only or any(matches_glob(cell.id, pattern) for pattern in only)]
 
 
@@ -127,6 +129,7 @@ def resolve(
     whole = slices.get(None)
     entries = {cell.model.name: cell.model for cell in cells if not cell.skip}
     digests, broken = _model_digests(entries, whole.facts, device, suite.folder)
+    inputs, unbuilt = _threat_inputs(suite, cells, whole.facts, host, data_root)
     planned, failed = [], []
     microbatch = microbatch_of(suite, whole.facts)
     reader = code_version(host.datasets.get(suite.dataset.name).factory)
@@ -134,10 +137,12 @@ def resolve(
     for cell in cells:
         if cell.skip:
             continue
-        if cell.model.name in broken:
-            failed.append((cell, *broken[cell.model.name]))
+        fault = broken.get(cell.model.name) or unbuilt.get(cell.threat.label)
+        if fault:
+            failed.append((cell, *fault))
             continue
-        planned.append(_planned(suite, cell, slices, digests[cell.model.name], common))
+        key = {**common, "model": digests[cell.model.name], "inputs": inputs[cell.threat.label]}
+        planned.append(_planned(suite, cell, slices, key))
     return Plan(
         suite=suite,
         facts=whole.facts,
@@ -150,20 +155,41 @@ def resolve(
     )
 
 
+_Faults = dict[str, tuple[str, str]]  # name -> one line, and a traceback where it is of use
+
+
 def _model_digests(
     entries: Mapping[str, ModelEntry], facts: DatasetFacts, device: str, folder: Path
-) -> tuple[dict[str, str], dict[str, tuple[str, str]]]:
-    """Digest of each model by name; and for those that cannot be built one line and a traceback, if it is of use."""
+) -> tuple[dict[str, str], _Faults]:
+    """Digest of each model by name, and what is wrong with those that cannot be built."""
     digests: dict[str, str] = {}
-    broken: dict[str, tuple[str, str]] = {}
+    faults: _Faults = {}
     for name, entry in entries.items():
         try:
             digests[name] = model_digest(entry, build_model(entry, facts, device, folder), facts, device)
-        except HarnessError as error:
-            broken[name] = (str(error), traceback.format_exc() if needs_trace(error) else "")
         except Exception as error:
-            broken[name] = (f"model '{name}': {one_line(error)}", traceback.format_exc())
-    return digests, broken
+            faults[name] = _fault(f"model '{name}'", error)
+    return digests, faults
+
+
+def _threat_inputs(
+    suite: Suite, cells: Sequence[Cell], facts: DatasetFacts, host: Host, data_root: Path | None
+) -> tuple[dict[str, str], _Faults]:
+    """Digest of what each threat reads, by label, and what is wrong with those that cannot be built."""
+    inputs: dict[str, str] = {}
+    faults: _Faults = {}
+    for label, entry in {cell.threat.label: cell.threat for cell in cells if not cell.skip}.items():
+        try:
+            inputs[label] = build_threat(entry, facts, host, data_root, suite.folder).inputs
+        except Exception as error:
+            faults[label] = _fault(f"threat '{label}'", error)
+    return inputs, faults
+
+
+def _fault(what: str, error: Exception) -> tuple[str, str]:
+    if isinstance(error, HarnessError):
+        return str(error), traceback.format_exc() if needs_trace(error) else ""
+    return f"{what}: {one_line(error)}", traceback.format_exc()
 
 
 class _Slices:
@@ -188,15 +214,16 @@ class _Slices:
         return self._slices[key]
 
 
-def _planned(suite: Suite, cell: Cell, slices: _Slices, model: str, common: dict[str, Any]) -> PlannedCell:
+def _planned(suite: Suite, cell: Cell, slices: _Slices, common: dict[str, Any]) -> PlannedCell:
     threat = cell.threat
     version = code_version(threat.info.factory)
     attack = {k: v for k, v in threat.params.items() if k != threat.info.budget_option}
-    key = {**common, "model": model, "data": slices.digest(threat.limit), "threat": threat.info.name, "code": version}
+    key = {**common, "data": slices.digest(threat.limit), "threat": threat.info.name, "code": version}
     family = digest_of({**key, "params": attack}) if threat.info.budget_option else ""
     return PlannedCell(
         cell=cell,
         digest=digest_of({**key, "params": threat.params}),
+        model_digest=common["model"],
         ids=slices.get(threat.limit).ids,
         shard_size=suite.settings.shard_size,
         family=family,
@@ -221,6 +248,7 @@ def _common_key(suite: Suite, device: str, microbatch: int) -> dict[str, Any]:
         "microbatch": microbatch,
         "images": settings.store_images,
         "torch": torch.__version__,
+        "pillow": importlib.metadata.version("pillow"),  # decodes and resizes images
         "device": device.partition(":")[0],
         "dtype": "float32",
     }

@@ -69,7 +69,8 @@ def run(
         suite: a suite file, the name of one that ships with the harness, or a `Suite`.
         options: how to run it; or its fields as keyword arguments (``run("quickstart", workers=1)``).
         overrides: ``key=value`` as after `--set`.
-        host: the plugins; loaded from `options.plugins` by default. Observers hang here.
+        host: the plugins; loaded from `options.plugins` by default. Observers hang here. Worker processes load theirs
+            from `options.plugins`: what was added to a host by hand runs with one worker only.
 
     Raises:
         HarnessError: the suite, the data or the run folder cannot be used. A cell that fails is in the results instead.
@@ -84,11 +85,11 @@ def run(
     if options.executor is not None:
         host.executors.get(options.executor)  # said before anything is written
     folder = RunFolder(Path(options.out or Path("runs") / safe_name(suite.name)).absolute())
+    plan = resolve(suite, cells, host, device=device, data_root=root, limit=options.limit)
     folder.create()
     with folder.locked():
         if options.fresh:
             folder.clear()
-        plan = resolve(suite, cells, host, device=device, data_root=root, limit=options.limit)
         setting = Setting(
             folder=str(folder.path),
             suite_folder=str(suite.folder),
@@ -98,7 +99,6 @@ def run(
             seed=suite.settings.seed,
             microbatch=plan.microbatch,
             store_images=suite.settings.store_images,
-            dataset=suite.settings.dataset,
         )
         return _Driver(plan, setting, folder, host, options).drive()
 
@@ -203,7 +203,9 @@ class _Driver:
                 setting=self.setting,
                 cell=cell.id,
                 digest=progress.planned.digest,
+                dataset=self.plan.suite.settings.dataset,
                 model=(cell.model.name, cell.model.info.name, cell.model.table),
+                model_digest=progress.planned.model_digest,
                 threat=(cell.threat.label, cell.threat.info.name, cell.threat.table),
                 ids=ids,
             )
@@ -234,7 +236,8 @@ class _Driver:
         workers = self._workers(tasks)
         name = self.options.executor or ("inline" if workers == 1 else "processes")
         info = self.host.executors.get(name)
-        executor: Executor = resolve_path(info.factory, f"executor '{name}'")(ExecutorContext(self.setting, workers))
+        context = ExecutorContext(self.setting, workers, self.host)
+        executor: Executor = resolve_path(info.factory, f"executor '{name}'")(context)
         outcomes = executor.run(tasks, lambda task: not self.progress[task.cell].error)
         try:
             for outcome in outcomes:
@@ -316,12 +319,11 @@ class _Driver:
     def _finish(self, manifests: Sequence[CellManifest]) -> Run:
         whole = [m for m in manifests if self.results[m.id]["status"] == "ok"]
         cells = [self.results[id] for id in self.plan.order]  # noqa: A001
-        results = {
-            "schema": SCHEMA,
-            "suite": self.plan.suite.name,
-            "cells": cells,
-            "summaries": self.estimator.summaries(whole),
-        }
+        summaries = [
+            {**summary, "reliable": all(self.results[cell]["reliable"] for cell in summary["cells"])}
+            for summary in self.estimator.summaries(whole)
+        ]
+        results = {"schema": SCHEMA, "suite": self.plan.suite.name, "cells": cells, "summaries": summaries}
         paths = [
             self.folder.write_json("run.json", self._info(manifests)),
             self.folder.write_json("results.json", results),
@@ -335,7 +337,7 @@ class _Driver:
             "schema": SCHEMA,
             "suite": self.plan.suite.resolved(),
             "suite_file": str(self.plan.suite.path or ""),
-            "setting": {k: v for k, v in vars(self.setting).items() if k != "dataset"},
+            "setting": vars(self.setting),
             "argv": sys.argv,
             "revision": revision(),
             "packages": packages(),

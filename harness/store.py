@@ -38,14 +38,16 @@ class RunFolder:
         """Make the folder.
 
         Raises:
-            StoreError: it cannot be made or written to.
+            HarnessError: it cannot be made or written to.
         """
         try:
             (self.path / "shards").mkdir(parents=True, exist_ok=True)
             write_atomically(self.path / ".writable", b"")
             (self.path / ".writable").unlink()
         except OSError as error:
-            raise StoreError(f"cannot write to {self.path}: {error.strerror or error}; choose another --out") from error
+            raise HarnessError(
+                f"cannot write to {self.path}: {error.strerror or error}; choose another --out"
+            ) from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -56,7 +58,7 @@ class RunFolder:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise StoreError(
+                raise HarnessError(
                     f"{self.path} is in use by another run; wait for it or choose another --out"
                 ) from error
             for part in self.path.rglob(".*.part"):  # what a killed run was writing
@@ -128,15 +130,16 @@ def write_shard(path: Path, columns: Mapping[str, NDArray[Any]], facts: Mapping[
 
 
 def shard_facts(path: Path) -> dict[str, Any] | None:
-    """What a shard file says of itself; None where there is no whole file."""
+    """What a shard file says of itself; None where there is no whole and undamaged file (every page is checked)."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     if not path.is_file():
         return None
     try:
-        metadata = pq.read_schema(path).metadata or {}
-        facts: dict[str, Any] = json.loads(metadata[_METADATA])
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            facts: dict[str, Any] = json.loads((file.schema_arrow.metadata or {})[_METADATA])
+            file.read()
     except (pa.ArrowException, OSError, KeyError, ValueError):
         return None
     return facts

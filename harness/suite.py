@@ -99,7 +99,8 @@ class ThreatEntry:
     def budget(self) -> float | None:
         """The value of the option that sets the attack's strength, if it has one."""
         name = self.info.budget_option
-        return None if name is None else float(getattr(self.options, name))
+        value = None if name is None else getattr(self.options, name)
+        return None if value is None else float(value)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import types
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Union
 
 from pydantic import BaseModel
@@ -27,11 +27,21 @@ class OptionHelp:
 
 
 def describe_options(options: type[BaseModel]) -> list[OptionHelp]:
-    """One entry for each option, in the order they are written."""
-    return [
-        OptionHelp(field.alias or name, _type(field), _default(field), _description(field))
-        for name, field in options.model_fields.items()
-    ]
+    """One entry for each option, in the order they are written; keys of a table follow it as ``table.key``."""
+    found = []
+    for name, field in options.model_fields.items():
+        name = field.alias or name
+        found.append(OptionHelp(name, _type(field), _default(field), _description(field)))
+        for table in _tables(field.annotation):
+            found += [replace(entry, name=f"{name}.{entry.name}") for entry in describe_options(table)]
+    return found
+
+
+def _tables(annotation: Any) -> list[type[BaseModel]]:
+    """The option classes inside a type: what a user writes as a table of its own."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [table for part in typing.get_args(annotation) for table in _tables(part)]
 
 
 def _type(field: FieldInfo) -> str:
@@ -63,6 +73,8 @@ def type_words(annotation: Any) -> str:
         return f"list of {type_words(arguments[0])}"
     if origin is not None and arguments:
         return f"table of {type_words(arguments[-1])}"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "table"
     if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
         return " | ".join(str(member.value) for member in annotation)
     return "path" if getattr(annotation, "__name__", "") == "Path" else getattr(annotation, "__name__", str(annotation))

@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from harness.evaluate import Setting, ShardOutcome, ShardTask
-
-THREADS = 1
-"""Torch threads of a worker. Fixed, because sums may round differently with another number."""
+    from harness.host import Host
 
 
 @dataclass(frozen=True)
@@ -19,14 +17,15 @@ class ExecutorContext:
 
     setting: Setting
     workers: int
+    host: Host  # of this process; a worker elsewhere loads its own from `setting.plugins`
 
 
 class Executor(Protocol):
     """Runs shards in any order and place.
 
     Tasks come ordered by model. Each is JSON-able apart from an array of sample ids, so it can be sent anywhere;
-    whoever gets it calls ``run_shard(task, workbench(task.setting))`` (`harness.evaluate`), keeping the bench for the
-    next task, with `THREADS` torch threads.
+    whoever gets it calls ``run_shard(task, workbench(task.setting))`` (`harness.evaluate`) under `fixed_arithmetic`,
+    keeping the bench for the next task.
     """
 
     def run(self, tasks: Sequence[ShardTask], wanted: Callable[[ShardTask], bool]) -> Iterator[ShardOutcome]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -13,13 +14,15 @@ from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait as wait_for
 
-from harness.evaluate import Setting, ShardOutcome, ShardTask, Workbench, run_shard, workbench
-from harness.executors.base import THREADS, ExecutorContext
+from harness.arithmetic import fixed_arithmetic
+from harness.errors import HarnessError, one_line
+from harness.evaluate import ShardOutcome, ShardTask, Workbench, run_shard, workbench
+from harness.executors.base import ExecutorContext
 
 RESTARTS = 2
 """How often a shard is tried again after the pool broke with it in flight."""
 
-_bench: Workbench | None = None
+_bench: Workbench | None = None  # of a worker; made with its first shard, so that what goes wrong is told
 
 
 class ProcessesExecutor:
@@ -76,9 +79,7 @@ class ProcessesExecutor:
             source.popleft()
 
     def _pool(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(
-            self._workers, mp_context=get_context("spawn"), initializer=_start, initargs=(self._setting,)
-        )
+        return ProcessPoolExecutor(self._workers, mp_context=get_context("spawn"), initializer=_start)
 
 
 @contextmanager
@@ -91,14 +92,9 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start(setting: Setting) -> None:
-    """First thing in a worker: it ends with its parent; one bench for all shards."""
-    global _bench
+def _start() -> None:
+    """First thing in a worker: see to it that it ends with its parent."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    import torch
-
-    torch.set_num_threads(THREADS)
-    _bench = workbench(setting)
 
 
 def _end_with_parent() -> None:
@@ -110,8 +106,14 @@ def _end_with_parent() -> None:
 
 
 def _work(task: ShardTask) -> ShardOutcome:
-    assert _bench is not None, "the pool's initializer did not run"
-    return run_shard(task, _bench)
+    global _bench
+    try:
+        _bench = _bench or workbench(task.setting)
+    except Exception as error:
+        text = str(error) if isinstance(error, HarnessError) else f"a worker cannot start: {one_line(error)}"
+        return ShardOutcome(task.cell, int(task.ids[0]), len(task.ids), 0.0, error=text, trace=traceback.format_exc())
+    with fixed_arithmetic():
+        return run_shard(task, _bench)
 
 
 def _died(task: ShardTask) -> ShardOutcome:
@@ -125,9 +127,12 @@ def _died(task: ShardTask) -> ShardOutcome:
 def _stop(pool: ProcessPoolExecutor) -> None:
     """End the workers now: what they were doing is written whole or not at all."""
     workers = list((getattr(pool, "_processes", None) or {}).values())
+    manager = getattr(pool, "_executor_manager_thread", None)
     pool.shutdown(wait=False, cancel_futures=True)
     for worker in workers:
         if worker.is_alive():
             worker.terminate()
     for worker in workers:
         worker.join()
+    if manager is not None:
+        manager.join(timeout=10)  # it closes what Python would still write to at exit

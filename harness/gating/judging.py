@@ -208,11 +208,17 @@ def _adjusted_p(
 
 def _limits(subject: Subject, options: GateOptions, comparisons: int) -> Limits:
     rule = subject.rule
+    max_drop = options.max_drop if rule.max_drop is None else rule.max_drop
+    tolerance = options.tolerance if rule.tolerance is None else rule.tolerance
+    for name, limit in (("max_drop", max_drop), ("tolerance", tolerance)):
+        if not subject.info.unit and limit >= 1:
+            hint = f"; {limit:g} points are {limit / 100:g}" if limit < 100 else ""
+            raise HarnessError(f"gate {name} = {limit:g}: {subject.info.name} is a share, from 0 to 1{hint}")
     return Limits(
         mode=options.mode,
         alpha=options.alpha,
-        max_drop=options.max_drop if rule.max_drop is None else rule.max_drop,
-        tolerance=options.tolerance if rule.tolerance is None else rule.tolerance,
+        max_drop=max_drop,
+        tolerance=tolerance,
         floor=rule.floor,
         comparisons=comparisons,
     )

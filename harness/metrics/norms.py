@@ -50,8 +50,8 @@ class MedianNorm:
     """Median norm of the perturbation over the initially correct samples, failed attacks infinite.
 
     Undefined, with a reason, where half of them or more withstood the attack. Bootstrap over samples. The difference
-    resamples the same samples for both models, each with the samples that it classifies correctly itself. `success`
-    shared from a smaller budget keeps the norm of this cell's own image, an upper bound.
+    resamples the same samples for both models, each with the samples that it classifies correctly itself. A success
+    shared from a smaller budget comes with the norm of the image found there.
     """
 
     norm: str

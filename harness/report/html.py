@@ -155,7 +155,7 @@ def _verdict(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "total": len(cells),
         "failed": [(cell["id"], cell.get("error") or "no reason given") for cell in by_status["failed"]],
         "skipped": [(cell["id"], cell.get("error") or "no reason given") for cell in by_status["skipped"]],
-        "unreliable": [(cell["id"], failing_checks(cell)) for cell in cells if cell.get("reliable") is False],
+        "unreliable": [(cell["id"], failing_checks(cell)) for cell in by_status["ok"] if cell.get("reliable") is False],
     }
 
 

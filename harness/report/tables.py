@@ -82,7 +82,7 @@ def results_view(results: Mapping[str, Any]) -> RenderableType:
     for status, style in (("failed", "red"), ("skipped", "yellow")):
         those = [cell for cell in cells if cell.get("status") == status]
         parts += _block(status, style, [(c["id"], c.get("error") or "no reason given") for c in those])
-    unreliable = [cell for cell in cells if cell.get("reliable") is False]
+    unreliable = [cell for cell in cells if cell.get("status") == "ok" and cell.get("reliable") is False]
     parts += _block("unreliable", "red", [(c["id"], "; ".join(failing_checks(c))) for c in unreliable])
     parts += _block("undefined", "yellow", [entry for cell in cells for entry in _undefined(cell)])
     summaries = results.get("summaries") or []

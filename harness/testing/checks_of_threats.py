@@ -15,10 +15,10 @@ from torch import Tensor
 
 from harness.capabilities import with_derived
 from harness.datasets import DatasetSlice
-from harness.evaluate import BUDGET_TOLERANCE, Setting, ShardTask, evaluate_batch, perturbation_norms
+from harness.evaluate import Setting, ShardTask, evaluate_batch, perturbation_norms
 from harness.host import Host
 from harness.info import ThreatInfo
-from harness.loading import BuiltModel, build_threat
+from harness.loading import BUDGET_TOLERANCE, BuiltModel, BuiltThreat, build_threat
 from harness.models import ModelView
 from harness.randomness import Draws, draws_for
 from harness.suite import ThreatEntry
@@ -71,8 +71,12 @@ class ThreatSubject:
         return ThreatEntry(self.info.name, self.info, options, None, self.options)
 
     @cached_property
-    def threat(self) -> Threat:
+    def checked(self) -> BuiltThreat:
         return build_threat(self.entry, self.data.facts, self.host, self.data_root, self.folder)
+
+    @property
+    def threat(self) -> Threat:
+        return self.checked.threat
 
     @cached_property
     def built(self) -> BuiltModel:
@@ -145,10 +149,11 @@ def check_rows(s: ThreatSubject) -> None:
 
 def check_engine(s: ThreatSubject) -> None:
     """The engine takes the rows: it applies its own checks to what the threat returns."""
-    setting = Setting("", str(s.folder), None, (), s.device, s.seed, len(s.ids), True, s.data.name)
-    task = ShardTask(setting, s.info.name, "", ("toy", "toy", {}), (s.info.name, s.info.name, dict(s.options)), s.ids)
+    setting = Setting("", str(s.folder), None, (), s.device, s.seed, len(s.ids), True)
+    threat = (s.info.name, s.info.name, dict(s.options))
+    task = ShardTask(setting, s.info.name, "", s.data.name, ("toy", "toy", {}), threat, s.ids)
     x, y = s.data.load(s.ids)
-    evaluate_batch(s.built, s.threat, x, y, s.ids, task)
+    evaluate_batch(s.built, s.checked, x, y, s.ids, task)
 
 
 def check_budget(s: ThreatSubject) -> None:
@@ -253,7 +258,8 @@ def check_model_untouched(s: ThreatSubject) -> None:
 def check_batch_untouched(s: ThreatSubject) -> None:
     """The batch is left as it was."""
     view, batch = s.view_and_batch(s.built, s.ids, s.seed, [])
-    kept = {name: getattr(batch, name).clone() for name in ("x", "y", "ids")}
+    names = [name for name in ("x", "y", "ids", "clean_logits") if getattr(batch, name) is not None]
+    kept = {name: getattr(batch, name).clone() for name in names}
     s.threat.run(view, batch)
     for name, values in kept.items():
         tensor: Tensor = getattr(batch, name)

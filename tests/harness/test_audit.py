@@ -50,8 +50,8 @@ def test_columns_are_those_the_checks_read():
     assert set(COLUMNS) == set(honest_rows())
 
 
-@pytest.mark.parametrize(("blind", "flagged"), [(2, False), (3, True)])
-def test_zero_gradients_are_flagged_above_one_percent(blind, flagged):
+@pytest.mark.parametrize(("blind", "flagged"), [(1, False), (4, False), (12, True)])
+def test_zero_gradients_are_flagged_where_more_than_one_percent_is_sure(blind, flagged):
     rows = honest_rows()
     rows["zero_gradient_steps"][:blind] = 1
     assert flags(rows) == (["zero_gradients"] if flagged else [])

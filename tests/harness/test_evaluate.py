@@ -34,13 +34,13 @@ Rows = dict[str, NDArray[Any]]
 def setting(tmp_path: Path) -> Setting:
     return Setting(
         folder=str(tmp_path), suite_folder=str(tmp_path), data_root=None, plugins=(TOY,), device="cpu", seed=3,
-        microbatch=256, store_images=True, dataset={"name": "toy", "samples": 30},
+        microbatch=256, store_images=True,
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def bench() -> Workbench:
-    return workbench(Setting("", "/", None, (TOY,), "cpu", 0, None, True, "toy"))
+    return workbench(Setting("", "/", None, (TOY,), "cpu", 0, 256, True))
 
 
 Evaluate = Callable[..., Rows]
@@ -56,12 +56,16 @@ def task(setting: Setting) -> Callable[..., ShardTask]:
         samples: int = 12,
         threat: str = "toy-attack",
         change: Mapping[str, Any] | None = None,
+        data: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> ShardTask:
         table = {"eps": 0.1, "kind": kind, **options} if threat == "toy-attack" else options
         changed = Setting(**{**vars(setting), **(change or {})})
         model = model or {}
-        return ShardTask(changed, "cell", "d" * 64, ("m", plugin, model), ("t", threat, table), np.arange(samples))
+        data = data or {"name": "toy", "samples": 30}
+        return ShardTask(
+            changed, "cell", "d" * 64, data, ("m", plugin, model), ("t", threat, table), np.arange(samples)
+        )
 
     return make
 
@@ -192,9 +196,13 @@ def test_images_are_left_out_where_the_suite_says_so(evaluate: Evaluate) -> None
         ("claims success", r"the threat has a column 'success' but returned no adversarial images"),
         ("no images", r"the threat has a budget but returned no adversarial images"),
         ("no budget", r"needs a budget"),
-        ("budget nan", r"12 of 12 adversarial images lie outside the budget"),
+        ("budget nan", r"threat 't': its budget is nan, but option eps is 0\.1"),
+        ("grows its budget", r"12 of 12 adversarial images lie outside the budget"),
+        ("claims clean", r"column 'clean_correct' is the host's"),
         ("nothing", r"the threat returned NoneType, not columns"),
-        ("spoils clean", r"the clean images were changed in place"),
+        ("spoils clean", r"the threat changed what it was given in place"),
+        ("spoils labels", r"the threat changed what it was given in place"),
+        ("spoils logits", r"the threat changed what it was given in place"),
     ],
 )
 def test_rows_that_break_the_contract_are_refused(kind: str, message: str, evaluate: Evaluate) -> None:
@@ -239,7 +247,7 @@ def test_labels_beyond_the_models_classes_are_refused(evaluate: Evaluate) -> Non
     with pytest.raises(HarnessError, match="label 2 is out of range: the model has 2 classes"):
         evaluate(model={"kind": "two classes"})
     with pytest.raises(HarnessError, match="label 7 is out of range: the model has 3 classes"):
-        evaluate(change={"dataset": {"name": "toy", "label_offset": 5}})
+        evaluate(data={"name": "toy", "label_offset": 5})
 
 
 # run_shard

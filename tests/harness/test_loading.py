@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -106,11 +108,17 @@ def test_a_threat_factory_that_fails_is_one_line(facts: Any, tmp_path: Path, toy
 
 
 def test_a_threat_may_open_other_data(facts: Any, tmp_path: Path, toys: Host) -> None:
-    def curious(options: Any, context: Any) -> Any:
-        return context.open_dataset({"name": "toy", "samples": 4})
+    class Curious:
+        budget = None
 
-    entry = ThreatEntry("t", ThreatInfo(name="x", summary="", factory=curious), None, None, {})
-    assert len(build_threat(entry, facts, toys, None, tmp_path)) == 4  # type: ignore[arg-type]
+        def __init__(self, samples: int, context: Any) -> None:
+            self.images = context.open_dataset({"name": "toy", "samples": samples})
+
+    def inputs(samples: int) -> str:
+        info = ThreatInfo(name="x", summary="", factory=lambda options, context: Curious(samples, context))
+        return build_threat(ThreatEntry("t", info, None, None, {}), facts, toys, None, tmp_path).inputs
+
+    assert inputs(4) == inputs(4) != inputs(5)  # what it opened is part of what its rows are found by
 
     def mistaken(options: Any, context: Any) -> Any:
         return context.open_dataset({"name": "toy", "sampels": 4})
@@ -152,3 +160,27 @@ def test_a_digest_does_not_depend_on_the_order_of_keys(value: dict[str, Any]) ->
 def test_threat_options_are_checked_where_a_worker_reads_them_again(toys: Host) -> None:
     with pytest.raises(SuiteError, match="epz: unknown key"):
         threat_entry("t", "toy-attack", {"eps": 0.1, "epz": 1}, toys)
+
+
+def test_a_bound_factory_is_known_by_its_function_and_what_is_bound() -> None:
+    first, second = functools.partial(sorted, key=len), functools.partial(sorted, key=str)
+    versions = {code_version(f) for f in (first, second, functools.partial(filter_nothing, 1), filter_nothing)}
+    assert len(versions) == 4
+    assert code_version(functools.partial(sorted, key=len)) == code_version(first)
+
+
+def filter_nothing(value: int) -> int:
+    return value
+
+
+def test_a_model_that_draws_without_saying_so_is_refused(facts: Any, tmp_path: Path) -> None:
+    class Noisy(torch.nn.Module):
+        num_classes = 3
+
+        def logits(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.randn(len(x), 3)
+
+    info = ModelInfo(name="noisy", summary="", capabilities=frozenset({"Classifier"}), factory=lambda *_: Noisy())
+    entry = ModelEntry("m", info, None, {})
+    with pytest.raises(ModelError, match=r"logits\(\) answers differently when asked twice"):
+        model_digest(entry, build_model(entry, facts, "cpu", tmp_path), facts, "cpu")

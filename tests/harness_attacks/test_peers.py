@@ -1,16 +1,17 @@
 """PGD at equal budget, steps, step size and start rule against torchattacks, Foolbox and ART.
 
-With a random start the accuracy of one run has a standard deviation of about two of the 359 digits, so runs with
-several seeds are compared; on the larger network every attack starts at the image and nothing is random.
+Every attack starts at the image, so nothing is random and the comparison is exact. From random starts one run has a
+standard deviation of two to seven of the 359 digits, more than the half point looked for: there means are compared,
+with their noise.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from statistics import mean
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.backends
 
 TOLERANCE = 0.005  # robust accuracy
 Peer = Callable[[Any, Tensor, Tensor, str, float, int, bool], Tensor]
-SEEDS = 5
+SEEDS = 8
 
 
 def with_torchattacks(model: Any, x: Tensor, y: Tensor, norm: str, eps: float, steps: int, start: bool) -> Tensor:
@@ -74,9 +75,11 @@ def robust_accuracy(model: Any, images: Tensor, y: Tensor) -> float:
 def compare(
     attack: Any, peer: str, model: Any, x: Tensor, y: Tensor, norm: str, eps: float, steps: int, start: bool
 ) -> None:
+    """Mean robust accuracy over random starts: ours is not above theirs by more than the tolerance and the noise."""
     reference, found = [], []
     for seed in range(SEEDS if start else 1):
         torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 - where ART draws its starts
         attack.seed = seed
         theirs = PEERS[peer](model, x, y, norm, eps, steps, start)
         moved = (theirs - x).flatten(1).norm(torch.inf if norm == "linf" else 2, dim=1)
@@ -84,8 +87,9 @@ def compare(
         ours = attack(model, x, y, norm=norm, eps=eps, steps=steps, step_size=step_size(eps, steps), random_start=start)
         reference.append(robust_accuracy(model, theirs, y))
         found.append(robust_accuracy(model, ours["adversarial"], y))
-    assert 0.02 < mean(reference) < 0.98  # an attack that fools all or none compares nothing
-    assert mean(found) <= mean(reference) + TOLERANCE + 1e-9, (found, reference)
+    assert 0.02 < np.mean(reference) < 0.98  # an attack that fools all or none compares nothing
+    noise = float(np.hypot(np.std(found), np.std(reference)) / np.sqrt(len(found)))
+    assert np.mean(found) <= np.mean(reference) + TOLERANCE + 2 * noise + 1e-9, (found, reference)
 
 
 @pytest.mark.parametrize("peer", PEERS)
@@ -95,7 +99,13 @@ def test_as_strong_on_the_embedded_digits_classifiers(
 ) -> None:
     defended = "pgd" in digits_cnn.name
     eps = {"linf": 0.2 if defended else 0.1, "l2": 1.0 if defended else 0.6}[norm]
-    compare(attack, peer, digits_cnn, *digits, norm, eps, 20, start=True)
+    compare(attack, peer, digits_cnn, *digits, norm, eps, 20, start=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("peer", PEERS)
+def test_as_strong_from_random_starts(attack: Any, digits_cnn: Any, digits: tuple[Tensor, Tensor], peer: str) -> None:
+    compare(attack, peer, digits_cnn, *digits, "linf", 0.2 if "pgd" in digits_cnn.name else 0.1, 20, start=True)
 
 
 @pytest.mark.slow

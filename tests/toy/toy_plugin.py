@@ -147,7 +147,7 @@ class ToyAttack:
         self.options = options
         self.eps = float(options.eps)
         self.budget: Budget | None = Budget("linf", float("nan") if options.kind == "budget nan" else self.eps)
-        if options.kind in ("no budget", "foreign", "claims success"):
+        if options.kind in ("no budget", "foreign", "claims success", "claims clean"):
             self.budget = None
 
     def run(self, model: ModelView, batch: Batch) -> Any:
@@ -225,6 +225,15 @@ class ToyAttack:
             columns["late"] = torch.zeros(n)
         elif kind == "spoils clean":
             batch.x.zero_()
+        elif kind == "spoils labels":
+            batch.y.copy_(batch.y.roll(1))
+        elif kind == "spoils logits" and batch.clean_logits is not None:
+            batch.clean_logits.scatter_(1, batch.y[:, None], 9.0)
+        elif kind == "grows its budget":
+            self.budget = Budget("linf", 99.0)
+            columns["adversarial"] = 1 - batch.x
+        elif kind == "claims clean":
+            return {"sample_id": batch.ids, "clean_correct": torch.ones(n, dtype=torch.bool)}
         elif kind == "worse when stronger" and self.eps > 0.15:
             columns["adversarial"] = batch.x.clone()
         elif kind == "noise":

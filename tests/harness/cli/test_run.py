@@ -110,7 +110,6 @@ def test_settings_and_patterns_reach_the_run(harness: Any, workplace: Any) -> No
         (run("--device", "tpu"), "harness: --device tpu: expected auto, cpu, cuda or cuda:N"),
         (run("--device", "cuda:99"), "harness: --device cuda:99: there"),
         (run("--executor", "ry"), "harness: 'ry' is not a executor"),
-        (run("--only", "nothing"), "harness: --only nothing: no cell matches"),
         (run("--set", "suite.seed"), "harness: --set suite.seed: expected key=value"),
         (run("--set", "models.x.y=1"), "harness: --set models.x.y=1: the suite has no 'models.x'"),
     ],
@@ -165,7 +164,7 @@ def test_a_truncated_archive_is_one_line(
 @pytest.mark.parametrize("out", ["tiny.toml/out", "/proc/out", "/dev/null/out"])
 def test_a_folder_that_cannot_be_written_is_one_line(out: str, harness: Any, one_line: Any) -> None:
     status, _, error = harness(*run("--out", out))
-    assert status == 3
+    assert status == 4
     assert re.fullmatch(r"harness: cannot write to .*; choose another --out", one_line(error))
 
 
@@ -176,7 +175,7 @@ def test_a_folder_in_use_is_one_line(harness: Any, workplace: Any, one_line: Any
     folder.create()
     with folder.locked():
         status, _, error = harness(*run())
-    assert status == 3
+    assert status == 4
     assert "is in use by another run; wait for it or choose another --out" in one_line(error)
 
 
@@ -314,3 +313,10 @@ def test_help_of_every_option_is_there() -> None:
     text = CliRunner().invoke(command, ["--help"]).output
     for option in ("--out", "--device", "--workers", "--limit", "--set", "--only", "--dry-run", "--fresh", "-p"):
         assert option in text
+
+
+def test_a_pattern_that_leaves_nothing_to_run_is_5(harness: Any, workplace: Any, one_line: Any) -> None:
+    status, _, error = harness(*run("--only", "nothing"))
+    assert one_line(error).startswith("harness: --only nothing: no cell matches")
+    assert status == 5
+    assert not workplace.out.exists()

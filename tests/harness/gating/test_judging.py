@@ -380,3 +380,14 @@ def test_the_report_holds_everything(write_run: Any, attacked: Any, host: Host) 
     }  # fmt: skip
     assert set(row) == expected
     assert row["candidate"]["value"] == pytest.approx(306 / 400)
+
+
+@pytest.mark.parametrize(
+    "table", [{"max_drop": 2}, {"tolerance": 1}, {"rules": [{"metric": "clean_accuracy", "max_drop": 5}]}]
+)
+def test_a_limit_that_no_share_can_reach_is_refused(
+    table: dict[str, Any], write_run: Any, clean: Any, host: Host
+) -> None:
+    run = write_run("a", {CLEAN: clean(359, 9)})
+    with pytest.raises(HarnessError, match=r"is a share, from 0 to 1; \d points are 0\.0\d"):
+        gate(run, run, options(**table), host)

@@ -302,7 +302,7 @@ def test_the_budget_declared_must_be_that_of_the_options() -> None:
             super().__init__(eps / 2)
 
     assert "budget_option is 'eps', but the threat's `budget` is None" in failures(attack(NoBudget))["budget"]
-    assert "`budget.eps` is 0.05, option 'eps' is 0.1" in failures(attack(Halved), {"eps": 0.1})["budget"]
+    assert "its budget is 0.05, but option eps is 0.1" in failures(attack(Halved), {"eps": 0.1})["budget"]
 
 
 def test_rows_must_be_told_apart() -> None:
