@@ -77,7 +77,8 @@ class Registry(Generic[InfoT]):
             broken = [f"plugin '{p.name}' ({p.origin}): {p.error}" for p in self.plugins if p.error]
             cause = f"; not loaded: {'; '.join(broken)}" if broken else ""
             raise PluginError(
-                f"'{name}' is not a {self.kind}{did_you_mean(name, self.items)} (see `harness plugins`){cause}"
+                f"'{name}' is not {_article(self.kind)} {self.kind}{did_you_mean(name, self.items)}"
+                f" (see `harness plugins`){cause}"
             )
         return self.items[name]
 
@@ -310,3 +311,7 @@ def infos(registries: Iterable[Registry[Any]]) -> Iterator[Info]:
     """Everything registered, in the order kinds are listed."""
     for registry in registries:
         yield from registry
+
+
+def _article(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from fractions import Fraction
 from typing import Any
@@ -53,10 +54,9 @@ class Amount(float):
     @classmethod
     def _validate(cls, value: Any) -> Amount:
         if isinstance(value, (int, float, str)) and not isinstance(value, bool):
-            try:
+            # One message covers every wrong value.
+            with contextlib.suppress(ValueError, ZeroDivisionError, OverflowError):
                 return cls(value)
-            except (ValueError, ZeroDivisionError, OverflowError):
-                pass  # falls through to the one message that covers every wrong value
         raise PydanticCustomError(
             "amount", '{value} is not a number or a fraction such as "8/255"', {"value": repr(value)}
         )

@@ -123,7 +123,8 @@ def render(run: Run, open_data: Callable[[], DatasetSlice] | None, digest: str, 
         cells=[_cell_view(cell) for cell in run.cells()],
         several_datasets=len({cell.get("dataset") for cell in run.cells()}) > 1,
         summaries=[
-            _metric_view(s["metric"], s) | {"subject": s["subject"]} for s in run.results.get("summaries") or []
+            _metric_view(s["metric"], s) | {"subject": s["subject"], "reliable": s.get("reliable", True)}
+            for s in run.results.get("summaries") or []
         ],
         figures=figures,
         gallery=_gallery(run.cells(), shown, data.facts.class_names if data is not None else ()),

@@ -81,7 +81,7 @@ def results_view(results: Mapping[str, Any]) -> RenderableType:
     cells = results.get("cells") or []
     for status, style in (("failed", "red"), ("skipped", "yellow")):
         those = [cell for cell in cells if cell.get("status") == status]
-        parts += _block(status, style, [(c["id"], c.get("error") or "no reason given") for c in those])
+        parts += _block(status, style, _by_reason(those))
     unreliable = [cell for cell in cells if cell.get("status") == "ok" and cell.get("reliable") is False]
     parts += _block("unreliable", "red", [(c["id"], "; ".join(failing_checks(c))) for c in unreliable])
     parts += _block("undefined", "yellow", [entry for cell in cells for entry in _undefined(cell)])
@@ -90,6 +90,16 @@ def results_view(results: Mapping[str, Any]) -> RenderableType:
         parts += [Text(""), Text("over several cells", style="bold"), _summary_table(summaries)]
     parts += [Text(""), Text("Accuracies, rates and AUROC in %; intervals in brackets.", style="dim")]
     return Group(*parts)
+
+
+def _by_reason(cells: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """One line for each reason, named by the first of its cells: a model that cannot be built fails all of its."""
+    groups: dict[str, list[str]] = {}
+    for cell in cells:
+        groups.setdefault(cell.get("error") or "no reason given", []).append(cell["id"])
+    return [
+        (ids[0] if len(ids) == 1 else f"{ids[0]} and {len(ids) - 1} more", reason) for reason, ids in groups.items()
+    ]
 
 
 def _undefined(cell: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -104,7 +114,7 @@ def _block(title: str, style: str, entries: Sequence[tuple[str, str]]) -> list[R
         return []
     lines: list[RenderableType] = [Text(""), Text(title, style=f"bold {style}")]
     for subject, reason in entries:
-        lines.append(Text(f"  {visible(subject, _NAME_LIMIT)}: {visible(reason)}"))
+        lines.append(Text(f"  {visible(subject, _NAME_LIMIT)}: {visible(reason)}", overflow="fold"))
     return lines
 
 
@@ -116,5 +126,6 @@ def _summary_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
             Text(heading(summary["metric"])),
             Text(interval(summary["metric"], summary)),
             Text(f"of {len(summary.get('cells') or [])} cells", style="dim"),
+            Text("UNRELIABLE" if summary.get("reliable") is False else "", style=_AUDIT_STYLE["UNRELIABLE"]),
         )
     return table

@@ -109,7 +109,7 @@ def test_settings_and_patterns_reach_the_run(harness: Any, workplace: Any) -> No
         (run("-p", "tiny_nets.py"), "harness: -p tiny_nets.py: implements no hook; see docs/writing-a-plugin.md"),
         (run("--device", "tpu"), "harness: --device tpu: expected auto, cpu, cuda or cuda:N"),
         (run("--device", "cuda:99"), "harness: --device cuda:99: there"),
-        (run("--executor", "ry"), "harness: 'ry' is not a executor"),
+        (run("--executor", "ry"), "harness: 'ry' is not an executor"),
         (run("--set", "suite.seed"), "harness: --set suite.seed: expected key=value"),
         (run("--set", "models.x.y=1"), "harness: --set models.x.y=1: the suite has no 'models.x'"),
     ],
