@@ -194,6 +194,21 @@ def test_an_unreliable_number_is_named_with_the_sentence_of_the_failing_check() 
     assert "reliable" in text.replace("UNRELIABLE", "").replace("unreliable", "")
 
 
+def test_a_model_that_cannot_be_built_is_told_once_and_its_cells_are_not_called_unreliable() -> None:
+    broken = [{**cell(f"m/t{i}/d"), "status": "failed", "error": "no weights", "reliable": False} for i in range(3)]
+    text = finish(*broken)
+    assert text.count("no weights") == 1
+    assert "m/t0/d and 2 more: no weights" in text
+    assert "unreliable" not in text
+
+
+def test_a_summary_of_unreliable_numbers_says_so() -> None:
+    summary = {"metric": "worst_case_robust_accuracy", "subject": "m", "cells": ["m/t/d"]}
+    number = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 100}
+    assert "UNRELIABLE" in finish(summaries=[{**summary, **number, "reliable": False}])
+    assert "UNRELIABLE" not in finish(summaries=[{**summary, **number, "reliable": True}])
+
+
 def test_failed_cells_undefined_numbers_and_summaries_are_listed_below() -> None:
     failed = cell(
         "a/pgd/digits", status="failed", error="model returned NaN for 3 samples", metrics={}, n=None, reliable=None
