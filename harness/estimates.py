@@ -85,7 +85,7 @@ class Estimator:
         return found
 
     def _member(self, c: CellManifest, columns: Sequence[str]) -> CellRows:
-        return CellRows(c.id, c.model, c.threat, c.plugin, c.dataset, c.budget, self._reader.rows(c.id, columns))
+        return CellRows(c.id, c.model, c.threat, c.plugin, c.dataset, self._reader.rows(c.id, columns), c.budget)
 
     def _remembered(self, key: Sequence[Any], make: Any) -> dict[str, Any]:
         path = self._reader.folder / "estimates" / f"{digest_of([self._version, *key])[:24]}.json"

@@ -82,8 +82,8 @@ class CellRows:
     threat: str  # the threat's label with its parameters
     plugin: str  # the threat plugin's name
     dataset: str
-    budget: float | None  # value of the option that sets the attack's strength
     rows: Rows
+    budget: float | None = None  # value of the option that sets the attack's strength
 
 
 @dataclass(frozen=True)
