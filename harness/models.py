@@ -55,8 +55,16 @@ class ModelView:
         self._streams = draws_for(ids, seed, "model", purpose)
         self.capabilities = with_derived(self._own)
         self.stochastic = bool(getattr(model, "stochastic", False))
-        self.forwards = torch.zeros(len(ids), dtype=torch.int64, device=ids.device)
-        self.backwards = torch.zeros_like(self.forwards)
+        nothing = torch.zeros(len(ids), dtype=torch.int64, device=ids.device)
+        self._forwards, self._backwards = _Count(nothing), _Count(nothing.clone())
+
+    @property
+    def forwards(self) -> Tensor:
+        return self._forwards.total()
+
+    @property
+    def backwards(self) -> Tensor:
+        return self._backwards.total()
 
     @property
     def num_classes(self) -> int:
@@ -145,14 +153,10 @@ class ModelView:
             raise ModelError(f"{method}() returned a {type(out).__name__}, not a tensor of shape {shape}")
         if tuple(out.shape) != shape:
             raise ModelError(f"{method}() returned shape {tuple(out.shape)} for {x.shape[0]} images, not {shape}")
-        ones = self.forwards.new_ones(1).expand(len(draws))
-        self.forwards.index_add_(0, draws.slots, ones)
+        self._forwards.add(draws.slots)
         if out.requires_grad and x.requires_grad:
-            out.register_hook(lambda _: self._count_backward(draws.slots, ones))  # type: ignore[no-untyped-call]
+            out.register_hook(lambda _: self._backwards.add(draws.slots))  # type: ignore[no-untyped-call]
         return out
-
-    def _count_backward(self, slots: Tensor, ones: Tensor) -> None:
-        self.backwards.index_add_(0, slots, ones)
 
     def _own_streams(self, x: Tensor, draws: Draws | None) -> Draws:
         """The model's streams for the samples behind `x`, at the draw number the threat asks for."""
@@ -166,6 +170,29 @@ class ModelView:
         if len(draws) != x.shape[0]:
             raise ThreatError(f"the model was given {x.shape[0]} images with the draws of {len(draws)} samples")
         return Draws(self._streams.key, draws.ids, draws.slots, draws.draw)
+
+
+class _Count:
+    """Evaluations booked to samples. An attack asks for the same samples many times: those are added up once."""
+
+    def __init__(self, counts: Tensor) -> None:
+        self._counts = counts
+        self._slots: Tensor | None = None
+        self._times = 0
+
+    def add(self, slots: Tensor) -> None:
+        """One more evaluation of each of these samples."""
+        if slots is not self._slots:
+            self.total()
+            self._slots = slots
+        self._times += 1
+
+    def total(self) -> Tensor:
+        if self._slots is not None and self._times:
+            times = self._counts.new_full((1,), self._times).expand(len(self._slots))
+            self._counts.index_add_(0, self._slots, times)
+            self._times = 0
+        return self._counts
 
 
 def split_top(logits: Tensor) -> tuple[Tensor, Tensor]:

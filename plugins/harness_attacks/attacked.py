@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness_attacks.balls import peaks
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor
 
     from harness.randomness import Draws
     from harness_attacks.balls import Ball
 
-    Index = Tensor | slice | Sequence[int]
-
 
 @dataclass
 class Standing:
-    """Samples that the attack is working on. Indexes and masks like a tensor, so that those which fall can leave.
+    """Samples that the attack is working on.
 
     Attributes:
         rows: int64 (n,), the samples' rows in the batch.
@@ -40,8 +36,14 @@ class Standing:
     def __len__(self) -> int:
         return int(self.rows.shape[0])
 
-    def __getitem__(self, index: Index) -> Standing:
-        return replace(self, **{f.name: getattr(self, f.name)[index] for f in fields(self)})
+    def only(self, index: Tensor) -> Standing:
+        """Those at `index` (int64): the others have fallen."""
+        # index_select takes a third of the time of indexing; these lines run whenever a sample falls.
+        kept = {name: getattr(self, name).index_select(0, index) for name in _TENSORS}
+        return Standing(**kept, draws=self.draws[index], ball=self.ball[index])
+
+
+_TENSORS = ("rows", "labels", "targets", "score", "loss_first")
 
 
 @dataclass
@@ -105,12 +107,13 @@ class Findings:
         self.success_step[first] = step
         self.restart[first] = restart
 
-    def finish(self, gone: Standing, loss: Tensor, gradient_steps: int) -> None:
-        """Samples leave a restart, fallen or at its end, at `loss` and after so many gradients in all."""
-        self.score[gone.rows] = gone.score
-        self.loss_first[gone.rows] = gone.loss_first
-        self.loss_last[gone.rows] = loss
-        self.gradient_steps[gone.rows] = gradient_steps
+    def finish(self, standing: Standing, gone: Tensor | slice, loss: Tensor, gradient_steps: int) -> None:
+        """The samples `gone` leave a restart, fallen or at its end, at `loss` and after so many gradients in all."""
+        rows = standing.rows[gone]
+        self.score[rows] = standing.score[gone]
+        self.loss_first[rows] = standing.loss_first[gone]
+        self.loss_last[rows] = loss[gone]
+        self.gradient_steps[rows] = gradient_steps
 
     def checked(self, gradient: Tensor, rows: Tensor) -> Tensor:
         """Count the gradients (n, C, H, W) that are zero or not finite, and zero the latter.

@@ -6,22 +6,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor
 
     from harness.randomness import Draws
-
-    Index = Tensor | slice | Sequence[int]
 
 # A step in l2 lands this much inside the ball, relatively, so that rounding the image to float32 cannot leave it.
 _INSIDE = 1 - 1e-6
 
 
 class Ball(Protocol):
-    """Balls of one radius around n images, one each. Indexes and masks like a tensor."""
+    """Balls of one radius around n images, one each."""
 
-    def __getitem__(self, index: Index) -> Ball: ...
+    def __getitem__(self, index: Tensor) -> Ball:
+        """Those at `index` (int64)."""
+        ...
 
     def start(self, centre: Tensor, draws: Draws) -> Tensor:
         """Points drawn uniformly from the balls, around the same images again, then clipped to the box: like them."""
@@ -51,8 +49,8 @@ class LinfBall:
     upper: Tensor
     eps: float
 
-    def __getitem__(self, index: Index) -> LinfBall:
-        return LinfBall(self.lower[index], self.upper[index], self.eps)
+    def __getitem__(self, index: Tensor) -> LinfBall:
+        return LinfBall(self.lower.index_select(0, index), self.upper.index_select(0, index), self.eps)
 
     def start(self, centre: Tensor, draws: Draws) -> Tensor:
         noise = draws.uniform("start", 0, centre.shape[1:])
@@ -69,8 +67,8 @@ class L2Ball:
     centre: Tensor
     eps: float
 
-    def __getitem__(self, index: Index) -> L2Ball:
-        return L2Ball(self.centre[index], self.eps)
+    def __getitem__(self, index: Tensor) -> L2Ball:
+        return L2Ball(self.centre.index_select(0, index), self.eps)
 
     def start(self, centre: Tensor, draws: Draws) -> Tensor:
         direction = draws.normal("start", 0, centre.shape[1:])

@@ -80,17 +80,17 @@ class PGD:
                 logits = model.logits(x.requires_grad_(not last), draws)
             loss = self._loss(logits, standing)
             if step == 0:
-                standing.loss_first = loss.value
+                standing.loss_first = loss.values()
             fallen = self._look(model, standing, x.detach(), logits, loss.margin, restart, step, found)
             if last or (fallen is not None and bool(fallen.all())):
-                found.finish(standing, loss.value, spent)
-                return standing if fallen is None else standing[~fallen]
+                found.finish(standing, slice(None), loss.values(), spent)
+                return standing if fallen is None else standing.only((~fallen).nonzero()[:, 0])
             gradient = model.input_gradient(logits, x, loss.weights)
             x = x.detach()
             if fallen is not None:
-                found.finish(standing[fallen], loss.value[fallen], spent)
+                found.finish(standing, fallen.nonzero()[:, 0], loss.values(), spent)
                 left = (~fallen).nonzero()[:, 0]
-                standing, x, gradient = standing[left], x[left], gradient[left]
+                standing, x, gradient = standing.only(left), x.index_select(0, left), gradient.index_select(0, left)
             standing.ball.step_(x, found.checked(gradient, standing.rows), self.step_size)
         raise AssertionError("the last step returns")
 
@@ -100,7 +100,7 @@ class PGD:
         if self.options.target is None:
             return loss(logits, standing.labels)
         towards = loss(logits, standing.targets)
-        return Loss(-towards.value, -towards.weights, towards.margin)
+        return Loss(-towards.weights, towards.margin, lambda: -towards.values())
 
     def _look(
         self,
