@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from harness.datasets import DatasetFacts, DatasetSlice, Ints
 from harness.errors import HarnessError, ModelError, ThreatError, needs_trace, one_line
 from harness.host import Host, load_host
+from harness.judge import OF_CLEAN, OF_IMAGES, Judge
 from harness.loading import (
-    BUDGET_TOLERANCE,
     BuiltModel,
     BuiltThreat,
     build_model,
@@ -26,19 +26,16 @@ from harness.loading import (
     on_import_path,
     open_dataset,
 )
-from harness.models import ModelView
+from harness.models import Reference
 from harness.randomness import draws_for
-from harness.store import shard_path, write_shard
+from harness.store import read_shards, shard_path, write_shard
 from harness.suite import dataset_entry, model_entry, threat_entry
 from harness.threats import Batch, Budget
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_OF_IMAGES = ("adversarial_prediction", "success", "linf", "l2", "l1", "l0")
-"""Columns that the host alone derives, from the images a threat returns."""
-_OF_HOST = ("clean_prediction", "clean_correct", "forwards", "backwards")
-"""Columns that the host alone derives, for every threat."""
+_OF_HOST = (*OF_CLEAN, "forwards", "backwards")
 
 
 @dataclass(frozen=True)
@@ -67,6 +64,7 @@ class ShardTask:
     threat: tuple[str, str, Mapping[str, Any]]  # label, plugin and options as written
     ids: Ints
     model_digest: str = ""  # what the plan found; a model that turns out to be another is refused
+    reference: tuple[str, tuple[int, ...]] | None = None  # the cell of held-out scores: digest, first ids of its shards
 
 
 @dataclass(frozen=True)
@@ -90,6 +88,7 @@ class Workbench:
     slices: dict[str, DatasetSlice] = field(default_factory=dict)
     models: dict[str, BuiltModel] = field(default_factory=dict)
     threats: dict[str, BuiltThreat] = field(default_factory=dict)
+    references: dict[str, Reference] = field(default_factory=dict)
 
     def dataset(self, task: ShardTask) -> DatasetSlice:
         key = repr(task.dataset)
@@ -118,6 +117,16 @@ class Workbench:
             root, folder = _path(task.setting.data_root), Path(task.setting.suite_folder)
             self.threats = {key: build_threat(entry, facts, self.host, root, folder)}
         return self.threats[key]
+
+    def reference(self, task: ShardTask) -> Reference | None:
+        """The held-out scores that the task's threat asked for, as an earlier cell wrote them."""
+        if task.reference is None:
+            return None
+        digest, shards = task.reference
+        if digest not in self.references:
+            paths = [shard_path(Path(task.setting.folder), digest, first) for first in shards]
+            self.references = {digest: Reference(read_shards(paths))}
+        return self.references[digest]
 
 
 def workbench(setting: Setting, host: Host | None = None) -> Workbench:
@@ -153,12 +162,13 @@ def evaluate_shard(task: ShardTask, bench: Workbench) -> dict[str, NDArray[Any]]
     data = bench.dataset(task)
     built = bench.model(task, data.facts)
     threat = bench.threat(task, data.facts)
+    reference = bench.reference(task)
     size = task.setting.microbatch
     parts = []
     for start in range(0, len(task.ids), size):
         ids = task.ids[start : start + size]
         x, y = data.load(ids)
-        columns = evaluate_batch(built, threat, x, y, ids, task)
+        columns = evaluate_batch(built, threat, x, y, ids, task, reference)
         if not task.setting.store_images:
             columns.pop("adversarial", None)
         parts.append(columns)
@@ -170,7 +180,13 @@ def evaluate_shard(task: ShardTask, bench: Workbench) -> dict[str, NDArray[Any]]
 
 
 def evaluate_batch(
-    built: BuiltModel, threat: BuiltThreat, x: Tensor, y: Tensor, ids: Ints, task: ShardTask
+    built: BuiltModel,
+    threat: BuiltThreat,
+    x: Tensor,
+    y: Tensor,
+    ids: Ints,
+    task: ShardTask,
+    reference: Reference | None = None,
 ) -> dict[str, NDArray[Any]]:
     """The rows of one batch: the threat's columns, checked, with those that the host adds (see `harness.threats`)."""
     import torch
@@ -178,26 +194,24 @@ def evaluate_batch(
     setting = task.setting
     x, y = x.to(setting.device), y.to(setting.device)
     sample_ids = torch.from_numpy(ids).to(setting.device)
-    judge = built.view(sample_ids, setting.seed, "eval")
+    judge = Judge(built, x, y, sample_ids, setting.seed, reference)
     host_columns = {"sample_id": ids, "label": _array("label", y)}
-    clean_logits = None
+    clean = None
     with _unchanged("the model changes its input in place; let it work on a copy (x = x.clone())", ModelError, x):
-        if "Classifier" in judge.capabilities:
-            clean_logits = _clean_logits(judge, x, y, ids)
-            prediction = clean_logits.argmax(dim=1)
-            correct = prediction == y
-            host_columns["clean_prediction"] = _array("clean_prediction", prediction)
-            host_columns["clean_correct"] = _array("clean_correct", correct)
-    view = built.view(sample_ids, setting.seed, "attack")
+        if "Classifier" in judge.model.capabilities:
+            clean, answers = judge.clean()
+            host_columns |= {name: _array(name, values) for name, values in answers.items()}
+    view = built.view(sample_ids, setting.seed, "attack", reference)
     draws = draws_for(sample_ids, setting.seed, "threat", task.threat[1])
-    given = [t for t in (x, y, sample_ids, clean_logits) if t is not None]
+    batch = Batch(x, y, sample_ids, draws, *((clean.logits, clean.prediction) if clean else ()))
+    given = [t for t in (x, y, sample_ids, batch.clean_logits, batch.clean_prediction) if t is not None]
     with _unchanged("the threat changed what it was given in place; let it work on copies", ThreatError, *given):
-        columns = _returned(threat.threat.run(view, Batch(x, y, sample_ids, draws, clean_logits)), threat.budget)
+        columns = _returned(threat.threat.run(view, batch), threat.budget)
     if "adversarial" in columns:
-        if clean_logits is None:
-            raise ThreatError("a threat that returns adversarial images needs a classifier: let it require one")
+        if clean is None:
+            raise ThreatError("a threat that returns adversarial images needs a classifier; let it require one")
         columns["adversarial"] = images = torch.as_tensor(columns["adversarial"], device=x.device)
-        columns.update(_verdict(images, threat.budget, judge, x, y, ids, correct))
+        columns.update(judge.attacked(images, threat.budget, clean))
     arrays = {name: _array(name, values) for name, values in columns.items()}
     cost = {"forwards": _array("forwards", view.forwards), "backwards": _array("backwards", view.backwards)}
     if "sample_id" in arrays:
@@ -217,23 +231,12 @@ def _unchanged(complaint: str, kind: type[HarnessError], *tensors: Tensor) -> It
         raise kind(complaint)
 
 
-def _clean_logits(judge: ModelView, x: Tensor, y: Tensor, ids: Ints) -> Tensor:
-    """The model's answer for the clean images; a copy, because a model may answer into the same memory every time."""
-    import torch
-
-    if not 0 <= int(y.min()) <= int(y.max()) < judge.num_classes:
-        wrong = int(y.max()) if int(y.min()) >= 0 else int(y.min())
-        raise HarnessError(f"label {wrong} is out of range: the model has {judge.num_classes} classes")
-    with torch.no_grad():
-        return _judgeable(judge.logits(x), ids, "images").clone()
-
-
 def _returned(returned: Any, budget: Budget | None) -> dict[str, Any]:
     """A threat's columns; refused where they claim what only images can show."""
     if not isinstance(returned, Mapping) or not returned:
         raise ThreatError(f"the threat returned {type(returned).__name__}, not columns by name")
     columns = dict(returned)
-    claimed = [name for name in _OF_IMAGES if name in columns]
+    claimed = [name for name in OF_IMAGES if name in columns]
     if "adversarial" not in columns and (claimed or budget is not None):
         what = f"a column '{claimed[0]}'" if claimed else "a budget"
         raise ThreatError(f"the threat has {what} but returned no adversarial images that would show it")
@@ -242,68 +245,9 @@ def _returned(returned: Any, budget: Budget | None) -> dict[str, Any]:
     return columns
 
 
-def _verdict(
-    images: Tensor,
-    budget: Budget | None,
-    judge: ModelView,
-    x: Tensor,
-    y: Tensor,
-    ids: Ints,
-    clean_correct: Tensor,
-) -> dict[str, Tensor]:
-    """Judge stored images afresh: range, budget, prediction, norms."""
-    import torch
-
-    if budget is None:
-        raise ThreatError("a threat that returns adversarial images needs a budget")
-    if images.shape != x.shape or images.dtype != x.dtype:
-        raise ThreatError(
-            f"adversarial images are {images.dtype} {tuple(images.shape)}, not {x.dtype} {tuple(x.shape)}"
-        )
-    if not (torch.isfinite(images).all() and images.min() >= 0 and images.max() <= 1):
-        raise ThreatError("adversarial images lie outside [0, 1] (or are not finite)")
-    norms = perturbation_norms(images, x)
-    size = norms[budget.norm]
-    over = ~(size <= budget.eps * (1 + BUDGET_TOLERANCE) + BUDGET_TOLERANCE)  # so that a budget of NaN holds nothing
-    if over.any():
-        worst = float(size.max())
-        raise ThreatError(
-            f"{int(over.sum())} of {len(x)} adversarial images lie outside the budget: {budget.norm} {worst:.6g} > eps"
-            f" {budget.eps:.6g}; the rows are refused"
-        )
-    with torch.no_grad():
-        prediction = _judgeable(judge.logits(images), ids, "adversarial images").argmax(dim=1)
-    return {"adversarial_prediction": prediction, "success": clean_correct & (prediction != y), **norms}
-
-
-def perturbation_norms(images: Tensor, x: Tensor) -> dict[str, Tensor]:
-    """Norms of ``images - x`` over all entries of a sample, float64 (B,), in [0, 1] units; l0 counts what changed."""
-    import torch
-
-    # A float32 difference of values in [0, 1] is within 6e-8 of the true one; the sums are formed in float64.
-    size = (images - x).abs().flatten(1)
-    return {
-        "linf": size.amax(dim=1).double(),
-        "l2": torch.linalg.vector_norm(size, dim=1, dtype=torch.float64),
-        "l1": size.sum(dim=1, dtype=torch.float64),
-        "l0": torch.count_nonzero(size, dim=1),
-    }
-
-
 def samples_digest(ids: Ints) -> str:
     """Which samples a shard holds, in a few characters."""
     return f"{len(ids)}:{int(ids[0])}-{int(ids[-1])}:{int(np.bitwise_xor.reduce(ids * 2654435761 % 2**32))}"
-
-
-def _judgeable(logits: Tensor, ids: Ints, what: str) -> Tensor:
-    """Logits that name a class: no NaN, no +inf, and not all -inf (a class of probability zero is a class still)."""
-    import torch
-
-    bad = torch.isnan(logits).any(dim=1) | ~torch.isfinite(logits.amax(dim=1))
-    if bad.any():
-        first = int(bad.nonzero()[0, 0])
-        raise ModelError(f"logits are not finite for {int(bad.sum())} of {len(ids)} {what}, first sample {ids[first]}")
-    return logits
 
 
 def _with_own_ids(

@@ -7,7 +7,7 @@ A one-file plugin may give the object instead of its path.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -43,6 +43,33 @@ class ModelInfo(Info):
     fit_options: str | type | None = None
 
 
+ProbeJudge = Literal["stronger", "unbounded", "guaranteed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """A further attack by which the audit finds out whether an attack failed or the model withstood.
+
+    The plan runs threat `plugin` with the options `table` on the first `samples` samples of the cell, beside it.
+
+    Attributes:
+        name: of the check in results.json.
+        judge: what its rows say about the cell's. "stronger": it fools images that the attack did not fool.
+            "unbounded": nothing withstands such a budget, so robust accuracy must be at chance. "guaranteed": there is
+            an adversarial image for every sample, so it must succeed on at least 95 %.
+        advice: what to do where it raises its flag, half a sentence.
+        default: whether it runs unless the suite says ``probes = "all"``.
+    """
+
+    name: str
+    plugin: str
+    table: Mapping[str, Any]
+    samples: int
+    judge: ProbeJudge
+    advice: str
+    default: bool = True
+
+
 @dataclass(frozen=True, kw_only=True)
 class ThreatInfo(Info):
     """A threat plugin.
@@ -51,6 +78,8 @@ class ThreatInfo(Info):
     the capabilities a model must have. `budget_option` names the option that sets the strength of an attack (`eps`):
     cells that differ in nothing else form one family, whose successes are shared (an adversarial image for a smaller
     budget is one for a larger). `variants` names the columns that, beside ``sample_id``, tell rows of one sample apart.
+    `needs_reference`, or what it says of the options, is whether the threat uses the model's scores of held-out images
+    (`ModelView.reference`). `probes(options)` gives the attacks that audit this one.
     """
 
     factory: str | Callable[..., Any]
@@ -58,6 +87,8 @@ class ThreatInfo(Info):
     options: str | type | None = None
     budget_option: str | None = None
     variants: tuple[str, ...] = ()
+    needs_reference: bool | Callable[[Any], bool] = False
+    probes: str | Callable[[Any], Sequence[Probe]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

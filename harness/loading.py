@@ -19,7 +19,7 @@ from harness.datasets import Dataset, DatasetContext, DatasetFacts, DatasetSlice
 from harness.errors import HarnessError, ModelError, SuiteError, ThreatError
 from harness.host import Host
 from harness.info import resolve
-from harness.models import ModelContext, ModelView, prepare
+from harness.models import ModelContext, ModelView, Reference, prepare
 from harness.randomness import draws_for
 from harness.suite import DatasetEntry, ModelEntry, ThreatEntry, dataset_entry
 from harness.threats import Budget, Threat, ThreatContext
@@ -38,8 +38,8 @@ class BuiltModel:
     model: Any
     capabilities: frozenset[str]
 
-    def view(self, ids: Tensor, seed: int, purpose: Any) -> ModelView:
-        return ModelView(self.model, self.capabilities, ids, seed, purpose)
+    def view(self, ids: Tensor, seed: int, purpose: Any, reference: Reference | None = None) -> ModelView:
+        return ModelView(self.model, self.capabilities, ids, seed, purpose, reference)
 
 
 @dataclass(frozen=True)

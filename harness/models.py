@@ -11,7 +11,7 @@ from harness.errors import ModelError, ThreatError
 from harness.randomness import Draws, draws_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     import torch
@@ -39,6 +39,33 @@ class ModelContext:
     folder: Path
 
 
+@dataclass(frozen=True)
+class Reference:
+    """What a model says of clean images held out from the test: where thresholds and medians come from.
+
+    Attributes:
+        columns: NumPy arrays of one length: `ood_score` (float64), and `log_prob` (nats) of a density.
+    """
+
+    columns: Mapping[str, Any]
+
+    def __getitem__(self, column: str) -> Any:
+        """A column.
+
+        Raises:
+            ThreatError: the model has no such score.
+        """
+        if column not in self.columns:
+            raise ThreatError(f"the model has no {column}, so there is none of held-out images")
+        return self.columns[column]
+
+    def ood_threshold(self, fpr: float) -> float:
+        """The smallest held-out score above which a share of at most `fpr` of the held-out images lies."""
+        import numpy as np
+
+        return float(np.quantile(self["ood_score"], 1 - fpr, method="higher"))
+
+
 class ModelView:
     """A model serving one batch: what a threat is given.
 
@@ -47,10 +74,19 @@ class ModelView:
     sample: `forwards` and `backwards` count them, int64 (B,).
     """
 
-    def __init__(self, model: Any, capabilities: Iterable[str], ids: Tensor, seed: int, purpose: Purpose) -> None:
+    def __init__(
+        self,
+        model: Any,
+        capabilities: Iterable[str],
+        ids: Tensor,
+        seed: int,
+        purpose: Purpose,
+        reference: Reference | None = None,
+    ) -> None:
         import torch
 
         self._model = model
+        self._reference = reference
         self._own = frozenset(capabilities)
         self._streams = draws_for(ids, seed, "model", purpose)
         self.capabilities = with_derived(self._own)
@@ -65,6 +101,21 @@ class ModelView:
     @property
     def backwards(self) -> Tensor:
         return self._backwards.total()
+
+    @property
+    def reference(self) -> Reference:
+        """The model's scores of held-out clean images.
+
+        Raises:
+            ThreatError: the threat did not ask for them.
+        """
+        if self._reference is None:
+            raise ThreatError("the threat uses held-out scores but does not say so (ThreatInfo.needs_reference)")
+        return self._reference
+
+    def ood_threshold(self, fpr: float) -> float:
+        """The `ood_score` above which a detector rejects, set to reject a share `fpr` of held-out clean images."""
+        return self.reference.ood_threshold(fpr)
 
     @property
     def num_classes(self) -> int:

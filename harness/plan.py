@@ -24,7 +24,7 @@ ROWS_VERSION = 1
 """Raised when rows of the same cell would come out differently; shards of an older version are then not reused."""
 MICROBATCH_VALUES = 4_000_000
 """By default a microbatch holds at most so many pixel values: 256 images of CIFAR's size, 26 of ImageNet's."""
-_ENGINE = ("evaluate.py", "models.py", "randomness.py")
+_ENGINE = ("evaluate.py", "judge.py", "models.py", "randomness.py")
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,13 @@ if TYPE_CHECKING:
 SCHEMA = 1
 _METADATA = b"harness"
 # Columns that describe the stored adversarial image: the union over smaller budgets takes all of them from one row.
-_OUTCOME = ("success", "adversarial_prediction", "linf", "l2", "l1", "l0", "adversarial")
+_OUTCOME = (
+    *("success", "adversarial_prediction", "linf", "l2", "l1", "l0", "adversarial", "success_rounded"),
+    *("adversarial_correct_share", "adversarial_ood_score"),
+)
+# Verdicts of other judges: a sample withstands a budget if it withstands all smaller ones too.
+_STANDING = ("robust_at_detector_fpr",)
+_FALLEN = ("success_mean",)
 
 
 class RunFolder:
@@ -145,6 +151,23 @@ def shard_facts(path: Path) -> dict[str, Any] | None:
     return facts
 
 
+def read_shards(paths: Sequence[Path]) -> dict[str, NDArray[Any]]:
+    """All columns of a few small shards, one after the other.
+
+    Raises:
+        StoreError: one is missing or damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pa.concat_tables([pq.read_table(path, page_checksum_verification=True) for path in paths])
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise StoreError(f"shards in {paths[0].parent} cannot be read ({reason}); delete them and run again") from error
+    return {name: _to_numpy(table.column(name)) for name in table.column_names}
+
+
 def _to_arrow(values: NDArray[Any]) -> pa.Array:
     import pyarrow as pa
 
@@ -253,7 +276,7 @@ class RowReader:
         with eps.
         """
         wanted = list(dict.fromkeys(columns))
-        outcome = [name for name in wanted if name in _OUTCOME]
+        outcome = [name for name in wanted if name in (*_OUTCOME, *_STANDING, *_FALLEN)]
         smaller = self.smaller_budgets(cell_id) if outcome else []
         if not smaller:
             return self.raw(cell_id, wanted, ids)
@@ -283,9 +306,15 @@ def _take_over(rows: dict[str, NDArray[Any]], lesser: Mapping[str, NDArray[Any]]
     place = np.searchsorted(lesser["sample_id"], rows["sample_id"], sorter=order)
     place = order[np.minimum(place, len(order) - 1)]
     shared = lesser["sample_id"][place] == rows["sample_id"]
+    for name in (*_STANDING, *_FALLEN):
+        if name in outcome:
+            column = rows[name].copy()
+            both = np.logical_and if name in _STANDING else np.logical_or
+            column[shared] = both(column[shared], lesser[name][place[shared]])
+            rows[name] = column
     take = shared & ~rows["success"] & lesser["success"][place]
     if take.any():
-        for name in {*outcome, "success"}:
+        for name in {*outcome, "success"}.intersection(_OUTCOME):
             column = rows[name].copy()
             column[take] = lesser[name][place[take]]
             rows[name] = column

@@ -20,7 +20,10 @@ Norm = Literal["linf", "l2", "l1"]
 
 @dataclass(frozen=True)
 class Budget:
-    """How far an attack may move an image: the `norm` of the difference, over all its entries, is at most `eps`."""
+    """How far an attack may move an image: the `norm` of the difference, over all its entries, is at most `eps`.
+
+    With `eps` infinite the attack looks for the smallest perturbation: it is judged by how large that is.
+    """
 
     norm: Norm
     eps: float
@@ -50,7 +53,9 @@ class Batch:
         y: int64 (B,).
         ids: int64 (B,), sample ids.
         draws: the samples' random streams, keyed by seed and threat, not by model, eps or steps.
-        clean_logits: (B, K) the host's evaluation of `x`, where the model is a classifier.
+        clean_logits: (B, K) the host's evaluation of `x`, where the model is a classifier; of a random model the
+            log-softmax, averaged over ten draws.
+        clean_prediction: int64 (B,), the host's verdict; of a random model the class that most draws name.
     """
 
     x: Tensor
@@ -58,13 +63,15 @@ class Batch:
     ids: Tensor
     draws: Draws
     clean_logits: Tensor | None = None
+    clean_prediction: Tensor | None = None
 
     @property
     def clean_correct(self) -> Tensor:
         """bool (B,), which samples the model classifies rightly before anything is done to them."""
         if self.clean_logits is None:
             raise ValueError("clean_correct needs a classifier; the threat must require one")
-        return self.clean_logits.argmax(dim=1) == self.y
+        verdict = self.clean_logits.argmax(dim=1) if self.clean_prediction is None else self.clean_prediction
+        return verdict == self.y
 
 
 Columns = Mapping[str, Any]
@@ -74,9 +81,14 @@ Without a column ``sample_id`` there must be one row per sample, in the batch's 
 ``label`` and, for a classifier, ``clean_prediction`` and ``clean_correct``. With it (several rows a sample, or samples
 without a label) the threat's columns stand as they are. A column ``adversarial`` (B, C, H, W) makes the rows those of
 an attack: the host checks range and budget, evaluates the images afresh and adds ``adversarial_prediction``,
-``success`` (clean prediction right, adversarial one wrong) and the norms ``linf``, ``l2``, ``l1``, ``l0`` of the
-perturbation. The host always adds ``forwards`` and ``backwards``, the model evaluations the threat spent on the row's
-sample.
+``success`` (clean prediction right, adversarial one wrong), ``success_rounded`` (still so in 8 bits) and the norms
+``linf``, ``l2``, ``l1``, ``l0`` of the perturbation. Where the budget is infinite it adds ``found`` instead of success,
+and ``minimal_norm``: the norm of an image that fools, infinite where there is none, 0 for a clean error. A model with
+randomness is judged by the majority of ten draws; ``clean_correct_share``, ``adversarial_correct_share`` say how many
+were right, ``clean_correct_mean`` and ``success_mean`` judge by the mean log-likelihood. For a model with a detector of
+its own, ``clean_ood_score`` and ``adversarial_ood_score`` are added, and ``robust_at_detector_fpr`` (B, 3): whether a
+classifier that may reject withstands, at detector false-positive rates of 1, 5 and 10 %. The host always adds
+``forwards`` and ``backwards``, the model evaluations the threat spent on the row's sample.
 """
 
 

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from harness.capabilities import with_derived
 from harness.datasets import DatasetSlice
-from harness.evaluate import Setting, ShardTask, evaluate_batch, perturbation_norms
+from harness.evaluate import Setting, ShardTask, evaluate_batch
 from harness.host import Host
 from harness.info import ThreatInfo
+from harness.judge import perturbation_norms
 from harness.loading import BUDGET_TOLERANCE, BuiltModel, BuiltThreat, build_threat
 from harness.models import ModelView
 from harness.randomness import Draws, draws_for

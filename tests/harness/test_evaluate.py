@@ -19,11 +19,11 @@ from harness.evaluate import (
     ShardTask,
     Workbench,
     evaluate_shard,
-    perturbation_norms,
     run_shard,
     samples_digest,
     workbench,
 )
+from harness.judge import perturbation_norms
 from harness.store import shard_facts, shard_path
 
 TOY = str(Path(__file__).parents[1] / "toy" / "toy_plugin.py")

@@ -30,6 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # suite -> plan -> shards -> rows
     ("suite",),
     ("suite_schema", "loading", "store"),
+    ("judge",),
     ("evaluate", "plan"),
     ("executors",),
     # rows -> estimates -> run
