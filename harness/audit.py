@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.info import ProbeJudge
 from harness.metrics.base import Rows
 from harness.statistics import clopper_pearson, mcnemar
 
@@ -20,6 +21,9 @@ ZERO_GRADIENT_SHARE = 0.01
 FLAT_LOSS_SHARE = 0.10
 LATE_SUCCESS_SHARE = 0.05
 LATE_STEPS = 0.10  # the part of the steps, at their end, in which a success counts as late
+STRONGER_SHARE = 0.002  # of the probed images
+UNBOUNDED_SHARE = 0.10  # chance of ten classes
+MISSED_SHARE = 0.05
 RISE = 0.005  # of robust accuracy with eps
 SIGNIFICANCE = 0.05
 
@@ -63,6 +67,47 @@ def non_monotone(cells: Sequence[tuple[float, Rows]]) -> list[Check]:
                 )
                 return [Check("non_monotone", False, message)]
     return [Check("non_monotone", True, "")]
+
+
+def judge_probe(name: str, judge: ProbeJudge, advice: str, rows: Rows, probe: Rows) -> Check:
+    """What a probe's rows say about an attack's (see `harness.info.Probe`)."""
+    found = _PROBE_JUDGES[judge](rows, probe)
+    return Check(name, not found, f"{found}; {advice}" if found else "")
+
+
+def _stronger(rows: Rows, probe: Rows) -> str:
+    """The probe fools images that the attack did not, and more than the other way round by chance."""
+    _, i, j = np.intersect1d(rows["sample_id"], probe["sample_id"], return_indices=True)
+    withstood, withstood_probe = _robust(rows)[i], _robust(probe)[j]
+    more, fewer = int((withstood & ~withstood_probe).sum()), int((~withstood & withstood_probe).sum())
+    if more - fewer <= STRONGER_SHARE * len(i) or mcnemar(more, fewer).p_decrease >= SIGNIFICANCE:
+        return ""
+    return f"another attack fools {more} of {int(withstood.sum())} images that this one did not, of {len(i)} probed"
+
+
+def _unbounded(rows: Rows, probe: Rows) -> str:  # noqa: ARG001 - one signature for all judges
+    """With a budget that allows any image nothing withstands (Carlini et al., section 5)."""
+    robust = _robust(probe)
+    count, n = int(robust.sum()), len(robust)
+    if not _clearly_above(count, n, UNBOUNDED_SHARE):
+        return ""
+    return f"{count} of {n} images withstand the attack even where it may change them almost freely, so it is blind"
+
+
+def _guaranteed(rows: Rows, probe: Rows) -> str:  # noqa: ARG001
+    """Each sample has an adversarial image (Zimmermann et al. 2022), so an attack that works finds nearly all."""
+    attacked = np.asarray(probe["clean_correct"], dtype=bool)
+    missed, n = int((attacked & ~np.asarray(probe["success"], dtype=bool)).sum()), int(attacked.sum())
+    if not _clearly_above(missed, n, MISSED_SHARE):
+        return ""
+    return f"the attack misses {missed} of {n} adversarial images that are there for certain"
+
+
+_PROBE_JUDGES: dict[str, Callable[[Rows, Rows], str]] = {
+    "stronger": _stronger,
+    "unbounded": _unbounded,
+    "guaranteed": _guaranteed,
+}
 
 
 def _robust(rows: Rows) -> NDArray[np.bool_]:
@@ -136,5 +181,7 @@ _CHECKS: dict[str, tuple[tuple[str, ...], Callable[[Rows], str]]] = {
     "not_converged": (("clean_correct", "success", "success_step", "steps"), _not_converged),
 }
 
-COLUMNS: tuple[str, ...] = tuple(dict.fromkeys(column for columns, _ in _CHECKS.values() for column in columns))
+COLUMNS: tuple[str, ...] = tuple(
+    dict.fromkeys(("sample_id", *(column for columns, _ in _CHECKS.values() for column in columns)))
+)
 """The columns that the checks look for."""

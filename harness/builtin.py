@@ -1,11 +1,11 @@
-"""What the harness itself registers, as any plugin would: executors and metrics."""
+"""What the harness itself registers, as any plugin would: executors, metrics and one threat."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from harness.hookspecs import hookimpl
-from harness.info import ExecutorInfo, MetricInfo
+from harness.info import ExecutorInfo, MetricInfo, ThreatInfo
 
 
 @hookimpl
@@ -22,6 +22,18 @@ def register_executors(register: Callable[[ExecutorInfo], None]) -> None:
             name="processes",
             summary="worker processes on this machine, one torch thread each",
             factory="harness.executors.processes:ProcessesExecutor",
+        )
+    )
+
+
+@hookimpl
+def register_threats(register: Callable[[ThreatInfo], None]) -> None:
+    register(
+        ThreatInfo(
+            name="held-out-scores",
+            summary="a model's scores of clean images, for thresholds; planned by the harness itself",
+            factory="harness.auxiliary:build_held_out_scores",
+            requires=frozenset({"Detector"}),
         )
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from harness.checkpoints import write_atomically
@@ -12,7 +13,7 @@ from harness.host import Host
 from harness.info import MetricInfo, resolve
 from harness.loading import code_version, digest_of
 from harness.metrics import CellRows, GroupMetric, Metric, Summary, undefined
-from harness.store import CellManifest, RowReader
+from harness.store import CellManifest, ProbeManifest, RowReader
 
 
 class Estimator:
@@ -26,22 +27,27 @@ class Estimator:
         modules = sorted({_module(info) for info in host.metrics} | {"harness.audit"})
         self._version = digest_of([level, [i.name for i in host.metrics], [code_version(m) for m in modules]])
 
-    def cell(self, cell: CellManifest) -> dict[str, Any]:
+    def cell(self, cell: CellManifest, lost: Mapping[str, str] | None = None) -> dict[str, Any]:
         """Metrics, audit and reliability of a complete cell, as results.json lists them.
+
+        Args:
+            lost: why auxiliary cells (by id) have no rows.
 
         Raises:
             HarnessError: a metric failed; names the metric.
         """
         smaller = self._reader.smaller_budgets(cell.id)
+        probes = [replace(p, error=p.error or (lost or {}).get(p.cell, "")) for p in cell.probes]
         digests = [cell.digest, *(self._reader.cells[c].digest for c in smaller)]
-        return self._remembered(["cell", *digests], lambda: self._estimate(cell, smaller))
+        audited = [[*vars(p).values(), self._reader.cells[p.cell].digest if p.cell else ""] for p in probes]
+        return self._remembered(["cell", *digests, audited], lambda: self._estimate(cell, smaller, probes))
 
     def summaries(self, cells: Sequence[CellManifest]) -> list[dict[str, Any]]:
         """The group metrics over all complete cells."""
         key = ["group", *sorted((c.digest, c.id) for c in cells)]
         return self._remembered(key, lambda: {"summaries": self._summarise(cells)})["summaries"]  # type: ignore[no-any-return]
 
-    def _estimate(self, cell: CellManifest, smaller: Sequence[str]) -> dict[str, Any]:
+    def _estimate(self, cell: CellManifest, smaller: Sequence[str], probes: Sequence[ProbeManifest]) -> dict[str, Any]:
         columns = self._reader.columns(cell.id)
         metrics: dict[str, Any] = {}
         applicable = [info for info in self._cell_metrics if columns.issuperset(info.columns)]
@@ -55,10 +61,12 @@ class Estimator:
             except Exception as error:
                 raise HarnessError(f"metric '{info.name}': {one_line(error)}") from error
             metrics.update({metric_name(info.name, variant): e.to_json() for variant, e in estimates.items()})
-        checks = self._audit(cell, columns, smaller)
+        checks = self._audit(cell, columns, smaller, probes)
         return {"metrics": metrics, "audit": checks, "reliable": all(check["ok"] for check in checks)}
 
-    def _audit(self, cell: CellManifest, columns: frozenset[str], smaller: Sequence[str]) -> list[dict[str, Any]]:
+    def _audit(
+        self, cell: CellManifest, columns: frozenset[str], smaller: Sequence[str], probes: Sequence[ProbeManifest]
+    ) -> list[dict[str, Any]]:
         # Here, because it needs SciPy: a run whose numbers are all known goes without.
         from harness import audit
 
@@ -67,6 +75,14 @@ class Estimator:
             members = [*((self._reader.cells[c].budget or 0.0, c) for c in smaller), (cell.budget, cell.id)]
             wanted = ("sample_id", "clean_correct", "success")
             checks.extend(audit.non_monotone([(eps, self._reader.raw(c, wanted)) for eps, c in sorted(members)]))
+        for probe in probes:
+            if probe.error:
+                checks.append(audit.Check(probe.name, False, f"the probe could not be run: {probe.error}"))
+                continue
+            rows, found = (
+                self._reader.raw(c, self._reader.columns(c) & set(audit.COLUMNS)) for c in (cell.id, probe.cell)
+            )
+            checks.append(audit.judge_probe(probe.name, probe.judge, probe.advice, rows, found))
         return [{"check": c.check, "ok": c.ok, "message": c.message} for c in checks]
 
     def _summarise(self, cells: Sequence[CellManifest]) -> list[dict[str, Any]]:

@@ -65,6 +65,7 @@ class ShardTask:
     ids: Ints
     model_digest: str = ""  # what the plan found; a model that turns out to be another is refused
     reference: tuple[str, tuple[int, ...]] | None = None  # the cell of held-out scores: digest, first ids of its shards
+    keep_images: bool = True
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def evaluate_shard(task: ShardTask, bench: Workbench) -> dict[str, NDArray[Any]]
         ids = task.ids[start : start + size]
         x, y = data.load(ids)
         columns = evaluate_batch(built, threat, x, y, ids, task, reference)
-        if not task.setting.store_images:
+        if not (task.setting.store_images and task.keep_images):
             columns.pop("adversarial", None)
         parts.append(columns)
     every = set().union(*parts)

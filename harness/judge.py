@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from harness.errors import HarnessError, ModelError, ThreatError
 from harness.loading import BUDGET_TOLERANCE
+from harness.models import DETECTOR_FPRS
 from harness.randomness import draws_for
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
 DRAWS = 10
 """How often a random model is asked about an image, on draws that no attack ever sees."""
-DETECTOR_FPRS = (0.01, 0.05, 0.10)
-"""Shares of clean images that a detector may reject, at which robust accuracy with rejection is reported."""
 GREY_STEPS = 255
 
 OF_IMAGES = (

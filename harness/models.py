@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from harness.datasets import DatasetFacts
 
 Purpose = Literal["attack", "eval"]
+DETECTOR_FPRS = (0.01, 0.05, 0.10)
+"""Shares of clean images that a detector may reject, at which robust accuracy with rejection is reported."""
 
 
 @dataclass(frozen=True)

@@ -6,19 +6,21 @@ import importlib.metadata
 import math
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from harness import auxiliary
 from harness.capabilities import with_derived
 from harness.checkpoints import file_digest
 from harness.datasets import DatasetFacts, DatasetSlice, Ints
 from harness.errors import HarnessError, NothingToRunError, did_you_mean, needs_trace, one_line
 from harness.gate_options import matches_glob
 from harness.host import Host
+from harness.info import Probe
 from harness.loading import build_model, build_threat, code_version, digest_of, model_digest, open_dataset
-from harness.store import CellManifest
-from harness.suite import ModelEntry, Suite, ThreatEntry
+from harness.store import CellManifest, ProbeManifest
+from harness.suite import DatasetEntry, ModelEntry, Suite, ThreatEntry, threat_entry
 
 ROWS_VERSION = 1
 """Raised when rows of the same cell would come out differently; shards of an older version are then not reused."""
@@ -40,7 +42,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class PlannedCell:
-    """A cell whose samples and digest are known."""
+    """A cell whose samples and digest are known.
+
+    Attributes:
+        family: cells of one attack that differ in budget alone share it.
+        data: the data set, as the suite has it.
+        role: "cell" for what the suite lists, or what an auxiliary one is for.
+        reference: the cell of held-out scores that it reads.
+        probes: the probes that audit it.
+        serves: of an auxiliary cell, the cell that it was first planned for.
+    """
 
     cell: Cell
     digest: str
@@ -48,6 +59,11 @@ class PlannedCell:
     ids: Ints
     shard_size: int
     family: str
+    data: str | Mapping[str, Any]
+    role: Literal["cell", "reference", "probe"] = "cell"
+    reference: PlannedCell | None = None
+    probes: tuple[ProbeManifest, ...] = ()
+    serves: str = ""
 
     def shards(self) -> list[Ints]:
         """The sample ids of each shard. Never depends on the number of workers."""
@@ -68,16 +84,24 @@ class PlannedCell:
             shards=tuple(int(ids[0]) for ids in self.shards()),
             family=self.family,
             budget=cell.threat.budget,
+            role=self.role,
+            probes=self.probes,
         )
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do. `failed` holds the cells of models that could not be built: (cell, one line, traceback)."""
+    """What a run will do.
+
+    Attributes:
+        auxiliary: cells that the suite does not list: held-out scores first, then probes.
+        failed: the cells of models or threats that could not be built: (cell, one line, traceback).
+    """
 
     suite: Suite
     facts: DatasetFacts
     cells: tuple[PlannedCell, ...]
+    auxiliary: tuple[PlannedCell, ...]
     skipped: tuple[Cell, ...]
     failed: tuple[tuple[Cell, str, str], ...]
     order: tuple[str, ...]  # ids of all cells, as the suite lists them
@@ -127,26 +151,27 @@ def resolve(
     """
     slices = _Slices(suite, host, data_root, limit)
     whole = slices.get(None)
-    entries = {cell.model.name: cell.model for cell in cells if not cell.skip}
+    runnable = [cell for cell in cells if not cell.skip]
+    entries = {cell.model.name: cell.model for cell in runnable}
     digests, broken = _model_digests(entries, whole.facts, device, suite.folder)
-    inputs, unbuilt = _threat_inputs(suite, cells, whole.facts, host, data_root)
-    planned, failed = [], []
+    builder = _ThreatInputs(suite, whole.facts, host, data_root)
     microbatch = microbatch_of(suite, whole.facts)
-    reader = code_version(host.datasets.get(suite.dataset.name).factory)
-    common = {**_common_key(suite, device, microbatch), "reader": reader}
-    for cell in cells:
-        if cell.skip:
-            continue
-        fault = broken.get(cell.model.name) or unbuilt.get(cell.threat.label)
-        if fault:
+    layout = _Layout(suite, host, slices, _common_key(suite, device, microbatch), digests, builder, data_root)
+    planned, failed = [], []
+    for cell in runnable:
+        fault = broken.get(cell.model.name)
+        try:
+            if fault is None:
+                planned.append(layout.cell(cell))
+        except Exception as error:
+            fault = _fault(f"threat '{cell.threat.label}'", error)
+        if fault is not None:
             failed.append((cell, *fault))
-            continue
-        key = {**common, "model": digests[cell.model.name], "inputs": inputs[cell.threat.label]}
-        planned.append(_planned(suite, cell, slices, key))
     return Plan(
         suite=suite,
         facts=whole.facts,
         cells=tuple(planned),
+        auxiliary=(*layout.references.values(), *layout.probes.values()),
         skipped=tuple(cell for cell in cells if cell.skip),
         failed=tuple(failed),
         order=tuple(cell.id for cell in cells),
@@ -172,18 +197,22 @@ def _model_digests(
     return digests, faults
 
 
-def _threat_inputs(
-    suite: Suite, cells: Sequence[Cell], facts: DatasetFacts, host: Host, data_root: Path | None
-) -> tuple[dict[str, str], _Faults]:
-    """Digest of what each threat reads, by label, and what is wrong with those that cannot be built."""
-    inputs: dict[str, str] = {}
-    faults: _Faults = {}
-    for label, entry in {cell.threat.label: cell.threat for cell in cells if not cell.skip}.items():
-        try:
-            inputs[label] = build_threat(entry, facts, host, data_root, suite.folder).inputs
-        except Exception as error:
-            faults[label] = _fault(f"threat '{label}'", error)
-    return inputs, faults
+class _ThreatInputs:
+    """Digests of what threats read beside their options, by label."""
+
+    def __init__(self, suite: Suite, facts: DatasetFacts, host: Host, data_root: Path | None) -> None:
+        self._suite, self._facts, self._host, self._root = suite, facts, host, data_root
+        self._known: dict[str, str] = {}
+
+    def of(self, entry: ThreatEntry) -> str:
+        """
+        Raises:
+            HarnessError: the threat cannot be built.
+        """
+        if entry.label not in self._known:
+            built = build_threat(entry, self._facts, self._host, self._root, self._suite.folder)
+            self._known[entry.label] = built.inputs
+        return self._known[entry.label]
 
 
 def _fault(what: str, error: Exception) -> tuple[str, str]:
@@ -214,20 +243,108 @@ class _Slices:
         return self._slices[key]
 
 
-def _planned(suite: Suite, cell: Cell, slices: _Slices, common: dict[str, Any]) -> PlannedCell:
-    threat = cell.threat
-    version = code_version(threat.info.factory)
-    attack = {k: v for k, v in threat.params.items() if k != threat.info.budget_option}
-    key = {**common, "data": slices.digest(threat.limit), "threat": threat.info.name, "code": version}
-    family = digest_of({**key, "params": attack}) if threat.info.budget_option else ""
-    return PlannedCell(
-        cell=cell,
-        digest=digest_of({**key, "params": threat.params}),
-        model_digest=common["model"],
-        ids=slices.get(threat.limit).ids,
-        shard_size=suite.settings.shard_size,
-        family=family,
-    )
+@dataclass
+class _Layout:
+    """Lays out cells, with the auxiliary ones that they need."""
+
+    suite: Suite
+    host: Host
+    slices: _Slices
+    common: Mapping[str, Any]
+    models: Mapping[str, str]  # digests by name
+    inputs: _ThreatInputs
+    data_root: Path | None
+    references: dict[str, PlannedCell] = field(default_factory=dict)  # by model
+    probes: dict[str, PlannedCell] = field(default_factory=dict)  # by digest: cells may share one
+
+    def cell(self, cell: Cell) -> PlannedCell:
+        ids = self.slices.get(cell.threat.limit).ids
+        planned = self._planned(cell, ids, self.slices.digest(cell.threat.limit))
+        return replace(planned, probes=tuple(self._probe(planned, p) for p in self._probes_of(cell)))
+
+    def _probes_of(self, cell: Cell) -> Sequence[Probe]:
+        return auxiliary.probes_of(cell.model, cell.threat, self.suite.settings.probes)
+
+    def _probe(self, of: PlannedCell, probe: Probe) -> ProbeManifest:
+        """Plan a probe; one that cannot be planned is told in the audit and takes nothing down."""
+        told = ProbeManifest(probe.name, probe.judge, probe.advice)
+        try:
+            threat = auxiliary.probe_entry(probe, of.cell.threat, self.host)
+            ids = auxiliary.evenly(of.ids, probe.samples)
+            data = digest_of([self.slices.digest(None), ids.tolist()])
+            cell = Cell(f"{of.cell.id} probe {probe.name}", of.cell.model, threat, of.cell.dataset)
+            planned = replace(self._planned(cell, ids, data), family="", role="probe", serves=of.cell.id)
+        except Exception as error:
+            return replace(told, error=_fault(f"probe {probe.name}", error)[0])
+        return replace(told, cell=self.probes.setdefault(planned.digest, planned).cell.id)
+
+    def _planned(self, cell: Cell, ids: Ints, data: str) -> PlannedCell:
+        reference = self._reference(cell)
+        key = {**self._key(cell.model, cell.threat), "data": data}
+        if reference is not None:
+            key["reference"] = reference.digest
+        params = cell.threat.params
+        attack = {k: v for k, v in params.items() if k != cell.threat.info.budget_option}
+        return PlannedCell(
+            cell=cell,
+            digest=digest_of({**key, "params": params}),
+            model_digest=self.models[cell.model.name],
+            ids=ids,
+            shard_size=self.suite.settings.shard_size,
+            family=digest_of({**key, "params": attack}) if cell.threat.info.budget_option else "",
+            data=self.suite.settings.dataset,
+            reference=reference,
+        )
+
+    def _key(self, model: ModelEntry, threat: ThreatEntry) -> dict[str, Any]:
+        return {
+            **self.common,
+            "reader": code_version(self.host.datasets.get(self.suite.dataset.name).factory),
+            "model": self.models[model.name],
+            "threat": threat.info.name,
+            "code": code_version(threat.info.factory),
+            "inputs": self.inputs.of(threat),
+        }
+
+    def _reference(self, cell: Cell) -> PlannedCell | None:
+        """The held-out scores that a cell reads.
+
+        Raises:
+            HarnessError: it cannot do without them, and there are no held-out images.
+        """
+        wanted = auxiliary.needs_reference(cell.threat)
+        if not wanted and not auxiliary.gains_by_reference(cell.model, cell.threat):
+            return None
+        name = cell.model.name
+        if name not in self.references:
+            entry = auxiliary.held_out(self.suite, self.host)
+            if entry is None and wanted:
+                raise HarnessError(
+                    f"threat '{cell.threat.label}' needs held-out images for its thresholds, and data set"
+                    f" '{self.suite.dataset.name}' has no train split: name them in the suite,"
+                    ' heldout = { name = "...", ... } under [suite]'
+                )
+            if entry is None:
+                return None
+            self.references[name] = self._held_out(cell, entry)
+        return self.references[name]
+
+    def _held_out(self, cell: Cell, entry: DatasetEntry) -> PlannedCell:
+        found = open_dataset(entry, self.host, self.data_root)
+        auxiliary.check_disjoint(self.slices.get(None), found)
+        threat = threat_entry(auxiliary.HELD_OUT_SCORES, auxiliary.HELD_OUT_SCORES, {}, self.host)
+        key = {**self._key(cell.model, threat), "data": found.digest()}
+        return PlannedCell(
+            cell=Cell(f"{cell.model.name}/{threat.label}/{entry.name}", cell.model, threat, entry.name),
+            digest=digest_of({**key, "params": {}}),
+            model_digest=self.models[cell.model.name],
+            ids=found.ids,
+            shard_size=self.suite.settings.shard_size,
+            family="",
+            data=entry.table,
+            role="reference",
+            serves=cell.id,
+        )
 
 
 def microbatch_of(suite: Suite, facts: DatasetFacts) -> int:

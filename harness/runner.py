@@ -166,10 +166,11 @@ class _Driver:
     options: RunOptions
     started: float = field(default_factory=time.time)
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    lost: dict[str, str] = field(default_factory=dict)  # why auxiliary cells have no rows
     seconds: dict[str, float] = field(default_factory=dict)
 
     def drive(self) -> Run:
-        self.progress = {c.cell.id: self._survey(c) for c in self.plan.cells}
+        self.progress = {c.cell.id: self._survey(c) for c in (*self.plan.auxiliary, *self.plan.cells)}
         manifests = [p.manifest for p in self.progress.values()]
         self.estimator = Estimator(RowReader(self.folder.path, manifests), self.host, self.plan.suite.settings.level)
         for name in ("results.json", "run.json"):
@@ -178,13 +179,13 @@ class _Driver:
         self._announce(tasks)
         self._settle_known()
         self._settle_ready()
-        if tasks:
-            self._execute(tasks)
+        self._execute([task for task in tasks if self._role(task) == "reference"])  # others read what they write
+        self._execute([task for task in tasks if self._role(task) != "reference" and self._has_reference(task)])
         for progress in self.progress.values():
             if not progress.settled:  # an executor's fault: it owes an outcome for each task
                 progress.settled = True
                 lost = f"{len(progress.missing)} of {len(progress.manifest.shards)} shards were never evaluated"
-                self._fail(progress.manifest, lost, "")
+                self._fail(progress.manifest, progress.error or lost, "")
         return self._finish(manifests)
 
     def _survey(self, planned: PlannedCell) -> _Progress:
@@ -197,21 +198,44 @@ class _Driver:
         return _Progress(planned, planned.manifest(), missing)
 
     def _tasks(self, progress: _Progress) -> list[ShardTask]:
-        cell = progress.planned.cell
+        planned, cell = progress.planned, progress.planned.cell
+        reference = None
+        if planned.reference is not None:
+            reference = (planned.reference.digest, planned.reference.manifest().shards)
         return [
             ShardTask(
                 setting=self.setting,
                 cell=cell.id,
-                digest=progress.planned.digest,
-                dataset=self.plan.suite.settings.dataset,
+                digest=planned.digest,
+                dataset=planned.data,
                 model=(cell.model.name, cell.model.info.name, cell.model.table),
-                model_digest=progress.planned.model_digest,
+                model_digest=planned.model_digest,
                 threat=(cell.threat.label, cell.threat.info.name, cell.threat.table),
                 ids=ids,
+                reference=reference,
+                keep_images=planned.role == "cell",
             )
-            for ids in progress.planned.shards()
+            for ids in planned.shards()
             if int(ids[0]) in progress.missing
         ]
+
+    def _role(self, task: ShardTask) -> str:
+        return self.progress[task.cell].planned.role
+
+    def _has_reference(self, task: ShardTask) -> bool:
+        """Whether the held-out scores that a task reads are there; its cell fails where they could not be made."""
+        progress = self.progress[task.cell]
+        reference = progress.planned.reference
+        error = "" if reference is None else self.lost.get(reference.cell.id, "")
+        if error and not progress.settled:
+            progress.error = f"its held-out scores failed: {error}"
+            progress.settled = True
+            self._fail(progress.manifest, progress.error, "")
+        return not error
+
+    def _shown(self, cell_id: str) -> str:
+        """The cell of the suite that observers are told of: work on an auxiliary one counts for what it serves."""
+        return self.progress[cell_id].planned.serves or cell_id
 
     def _workers(self, tasks: Sequence[ShardTask]) -> int:
         wanted = self.options.workers
@@ -220,10 +244,7 @@ class _Driver:
         return max(1, min(wanted, len(tasks)))
 
     def _announce(self, tasks: Sequence[ShardTask]) -> None:
-        cells = [
-            CellPlanned(id, p.manifest.samples, len(p.manifest.shards), len(p.manifest.shards) - len(p.missing))
-            for id, p in self.progress.items()  # noqa: A001
-        ]
+        cells = [self._planned_work(cell.cell.id) for cell in self.plan.cells]
         skipped = {cell.id: cell.skip for cell in self.plan.skipped}
         workers = self._workers(tasks)
         self.folder.journal("run_started", suite=self.plan.suite.name, cells=len(cells), shards=len(tasks))
@@ -232,7 +253,15 @@ class _Driver:
             RunStarted(self.plan.suite.name, self.folder.path, cells, skipped, workers, self.setting.device),
         )
 
+    def _planned_work(self, cell_id: str) -> CellPlanned:
+        work = [p for other, p in self.progress.items() if self._shown(other) == cell_id]
+        shards = sum(len(p.manifest.shards) for p in work)
+        missing = sum(len(p.missing) for p in work)
+        return CellPlanned(cell_id, sum(p.manifest.samples for p in work), shards, shards - missing)
+
     def _execute(self, tasks: Sequence[ShardTask]) -> None:
+        if not tasks:
+            return
         workers = self._workers(tasks)
         name = self.options.executor or ("inline" if workers == 1 else "processes")
         info = self.host.executors.get(name)
@@ -260,7 +289,8 @@ class _Driver:
         if not outcome.error:
             progress.missing.discard(outcome.first_id)
             self.host.emit(
-                "shard_finished", ShardFinished(outcome.cell, outcome.samples, outcome.seconds, reused=False)
+                "shard_finished",
+                ShardFinished(self._shown(outcome.cell), outcome.samples, outcome.seconds, reused=False),
             )
         elif not progress.error:
             progress.error = outcome.error
@@ -277,19 +307,23 @@ class _Driver:
         for progress in self.progress.values():
             for ids in progress.planned.shards():
                 if int(ids[0]) not in progress.missing:
-                    reused = ShardFinished(progress.manifest.id, len(ids), 0.0, reused=True)
+                    reused = ShardFinished(self._shown(progress.manifest.id), len(ids), 0.0, reused=True)
                     self.host.emit("shard_finished", reused)
 
     def _settle_ready(self) -> None:
-        """Estimate each cell whose rows are whole, and so are those of the smaller budgets that it shares with."""
+        """Estimate each cell whose rows are whole, and so are those of its smaller budgets and probes."""
+        for progress in self.progress.values():
+            if progress.planned.role != "cell" and not progress.missing:
+                progress.settled = True
         # Smaller budgets first: what settles one may be all that the next has been waiting for.
         for progress in sorted(self.progress.values(), key=lambda p: p.manifest.budget or 0.0):
             cell = progress.manifest
-            if progress.settled or progress.missing or any(not p.settled for p in self._smaller(cell)):
+            waits_for = [*self._smaller(cell), *(self.progress[p.cell] for p in cell.probes if p.cell)]
+            if progress.settled or progress.missing or any(not p.settled for p in waits_for):
                 continue
             progress.settled = True
             try:
-                found = self.estimator.cell(cell)
+                found = self.estimator.cell(cell, self.lost)
             except HarnessError as error:
                 self._fail(cell, str(error), traceback.format_exc() if needs_trace(error) else "")
                 continue
@@ -309,7 +343,11 @@ class _Driver:
         entry = cell_entry(cell, status="failed", error=error, reliable=False)
         if trace:
             self.folder.write_error(entry["id"], trace)
-        self._settle(entry)
+        if isinstance(cell, CellManifest) and cell.role != "cell":
+            self.lost[cell.id] = error
+            self.folder.journal("auxiliary_failed", cell=cell.id, error=error)
+        else:
+            self._settle(entry)
 
     def _settle(self, entry: dict[str, Any]) -> None:
         self.results[entry["id"]] = entry
@@ -317,7 +355,7 @@ class _Driver:
         self.host.emit("cell_finished", CellFinished(entry["id"], entry["status"], entry, entry["error"]))
 
     def _finish(self, manifests: Sequence[CellManifest]) -> Run:
-        whole = [m for m in manifests if self.results[m.id]["status"] == "ok"]
+        whole = [m for m in manifests if m.role == "cell" and self.results[m.id]["status"] == "ok"]
         cells = [self.results[id] for id in self.plan.order]  # noqa: A001
         summaries = [
             {**summary, "reliable": all(self.results[cell]["reliable"] for cell in summary["cells"])}
@@ -348,7 +386,7 @@ class _Driver:
             "limited": self.options.limit is not None,
             "only": list(self.options.only),
             "identity": self.plan.identity,
-            "cells": [vars(m) for m in manifests],
+            "cells": [m.to_json() for m in manifests],
             "timings": {
                 "started": self.started,
                 "seconds": round(time.time() - self.started, 3),

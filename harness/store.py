@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -202,11 +202,29 @@ class CellManifest:
     shards: tuple[int, ...]  # first sample id of each
     family: str  # cells of one attack that differ in budget alone
     budget: float | None
+    role: Literal["cell", "reference", "probe"] = "cell"
+    probes: tuple[ProbeManifest, ...] = ()
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> CellManifest:
-        values = {name: entry[name] for name in cls.__dataclass_fields__}
-        return cls(**{**values, "variants": tuple(entry["variants"]), "shards": tuple(entry["shards"])})
+        values: dict[str, Any] = {name: entry[name] for name in cls.__dataclass_fields__ if name in entry}
+        values |= {"variants": tuple(entry["variants"]), "shards": tuple(entry["shards"])}
+        values["probes"] = tuple(ProbeManifest(**probe) for probe in entry.get("probes", ()))
+        return cls(**values)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "probes": [vars(p) for p in self.probes]}
+
+
+@dataclass(frozen=True)
+class ProbeManifest:
+    """A probe of a cell: `cell` is the id of the auxiliary cell with its rows; `error` why there is none."""
+
+    name: str
+    judge: Literal["stronger", "unbounded", "guaranteed"]
+    advice: str
+    cell: str = ""
+    error: str = ""
 
 
 class RowReader:
@@ -352,7 +370,7 @@ class Run:
 
     def complete(self) -> bool:
         """Whether every planned shard of every cell is there."""
-        return all(self.reader.is_complete(cell) for cell in self.reader.cells)
+        return all(self.reader.is_complete(c.id) for c in self.reader.cells.values() if c.role == "cell")
 
 
 def load_run(folder: Path | str) -> Run:

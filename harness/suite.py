@@ -31,6 +31,12 @@ class SuiteTable(Options):
 
     name: str = option(help="name of the suite; the run folder is runs/NAME unless --out says otherwise", min_length=1)
     dataset: str | dict[str, Any] = option(help="data set: a name, or a table with name, split and its options")
+    heldout: str | dict[str, Any] | None = option(
+        None, help="images that detector thresholds come from [1,000 of the train split], written like dataset"
+    )
+    probes: Literal["default", "all", "none"] = option(
+        "default", help="further attacks by which the audit finds out whether an attack failed"
+    )
     seed: int = option(0, help="seed of every random stream", ge=0)
     level: float = option(0.95, help="confidence level of the intervals", gt=0.5, lt=1)
     shard_size: int = option(256, help="samples in one unit of work", ge=1)
@@ -190,13 +196,15 @@ def parse_suite(document: Mapping[str, Any], host: Host, *, source: str = "suite
             problems.append(f"{key}: unknown table{did_you_mean(key, known)} (a suite has {', '.join(known)})")
     settings = _table(SuiteTable, document.get("suite"), "suite", problems)
     # Without settings the data set can still be checked, so that all problems are listed at once.
-    raw_dataset = document["suite"].get("dataset") if isinstance(document.get("suite"), dict) else None
+    table = document["suite"] if isinstance(document.get("suite"), dict) else {}
     dataset = None
-    if raw_dataset is not None:
-        try:
-            dataset = dataset_entry(raw_dataset, host, "suite.dataset")
-        except SuiteError as error:
-            problems.extend(error.problems)
+    for key in ("dataset", "heldout"):
+        if table.get(key) is not None:
+            try:
+                entry = dataset_entry(table[key], host, f"suite.{key}")
+                dataset = entry if key == "dataset" else dataset
+            except SuiteError as error:
+                problems.extend(error.problems)
     models = _models(document.get("models"), host, problems)
     threats = _threats(document.get("threats"), host, problems)
     gate = _table(GateOptions, document["gate"], "gate", problems) if "gate" in document else None
@@ -465,7 +473,8 @@ def _table(model: type[OptionsT], raw: Any, where: str, problems: list[str]) -> 
         return None
     # `dataset_entry` says what is wrong with a data set, in better words than a choice between two types.
     value, found = validate_options(model, raw, where)
-    problems.extend(p for p in found if "dataset" not in raw or not p.startswith("suite dataset:"))
+    told = tuple(f"suite {key}:" for key in ("dataset", "heldout") if key in raw)
+    problems.extend(p for p in found if not p.startswith(told))
     return value
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from harness.metrics.base import CellRows, Estimate, PairedDifference, Rows, Summary, undefined
 from harness.metrics.paired import compared, incomparable
+from harness.models import DETECTOR_FPRS
 from harness.statistics import cluster_sums, clustered_proportion, paired_mean, paired_proportions
 
 Mask = NDArray[np.bool_]
@@ -128,3 +129,30 @@ CLEAN_ACCURACY = Proportion(clean_correct)
 ROBUST_ACCURACY = Proportion(withstood)
 ATTACK_SUCCESS_RATE = Proportion(fallen, clean_correct, "no sample is classified correctly before the attack")
 WORST_CASE_ROBUST_ACCURACY = WorstCaseRobustAccuracy()
+
+
+@dataclass(frozen=True)
+class AtDetectorRates:
+    """Robust accuracy of the classifier with its detector, one variant for each false-positive rate of the detector.
+
+    A sample counts as withstood if its clean image is classified rightly and accepted, and the attacked one is
+    classified rightly or rejected.
+    """
+
+    def estimate(self, rows: Rows, level: float) -> Mapping[str, Estimate]:
+        return {rate: share.estimate(rows, level)[""] for rate, share in _AT_RATES.items()}
+
+    def difference(self, baseline: Rows, candidate: Rows, alpha: float) -> Mapping[str, PairedDifference]:
+        return {rate: share.difference(baseline, candidate, alpha)[""] for rate, share in _AT_RATES.items()}
+
+
+def _at_rate(index: int) -> Callable[[Rows], Mask]:
+    return lambda rows: np.asarray(rows["robust_at_detector_fpr"], dtype=bool)[:, index]
+
+
+_AT_RATES = {f"{fpr:.0%}": Proportion(_at_rate(index)) for index, fpr in enumerate(DETECTOR_FPRS)}
+ROBUST_ACCURACY_AT_DETECTOR_FPR = AtDetectorRates()
+CLEAN_ACCURACY_BY_MEAN = Proportion(lambda rows: np.asarray(rows["clean_correct_mean"], dtype=bool))
+ROBUST_ACCURACY_BY_MEAN = Proportion(
+    lambda rows: np.asarray(rows["clean_correct_mean"], dtype=bool) & ~np.asarray(rows["success_mean"], dtype=bool)
+)

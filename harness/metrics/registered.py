@@ -32,6 +32,28 @@ METRICS: tuple[MetricInfo, ...] = (
         columns=_ATTACK,
         direction="lower",
     ),
+    MetricInfo(
+        name="robust_accuracy_at_detector_fpr",
+        summary="robust accuracy where the model's detector may reject, by its false-positive rate on held-out images",
+        source="Tramer 2022",
+        metric="harness.metrics.accuracy:ROBUST_ACCURACY_AT_DETECTOR_FPR",
+        columns=("sample_id", "robust_at_detector_fpr"),
+        direction="higher",
+    ),
+    MetricInfo(
+        name="clean_accuracy_by_mean",
+        summary="clean accuracy of a random model by its mean log-likelihood over ten draws, not by majority",
+        metric="harness.metrics.accuracy:CLEAN_ACCURACY_BY_MEAN",
+        columns=("sample_id", "clean_correct_mean"),
+        direction="higher",
+    ),
+    MetricInfo(
+        name="robust_accuracy_by_mean",
+        summary="robust accuracy of a random model by its mean log-likelihood over ten draws, not by majority",
+        metric="harness.metrics.accuracy:ROBUST_ACCURACY_BY_MEAN",
+        columns=("sample_id", "clean_correct_mean", "success_mean"),
+        direction="higher",
+    ),
     *(
         MetricInfo(
             name=f"{norm}_median",

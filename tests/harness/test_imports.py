@@ -25,12 +25,13 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("hookspecs", "training"),
     # who can do what
     ("host", "capabilities"),
-    ("models", "metrics"),
+    ("models",),
+    ("metrics",),
     ("threats", "builtin"),
     # suite -> plan -> shards -> rows
     ("suite",),
     ("suite_schema", "loading", "store"),
-    ("judge",),
+    ("judge", "auxiliary"),
     ("evaluate", "plan"),
     ("executors",),
     # rows -> estimates -> run

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from harness.errors import ThreatError
-from harness.judge import DETECTOR_FPRS, DRAWS, Judge, in_eight_bits, perturbation_norms
+from harness.judge import DRAWS, Judge, in_eight_bits, perturbation_norms
 from harness.loading import BuiltModel
-from harness.models import ModelView, Reference
+from harness.models import DETECTOR_FPRS, ModelView, Reference
 from harness.randomness import Draws
 from harness.threats import Batch, Budget
 

@@ -1,0 +1,121 @@
+"""Cells that a suite does not list: held-out scores that thresholds come from, and the probes of the audit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from harness.capabilities import with_derived
+from harness.errors import HarnessError, SuiteError
+from harness.info import Probe, resolve
+from harness.suite import DatasetEntry, ModelEntry, Suite, ThreatEntry, dataset_entry, threat_entry
+from harness.threats import Batch, Budget, Columns, ThreatContext
+
+if TYPE_CHECKING:
+    from harness.datasets import DatasetSlice, Ints
+    from harness.host import Host
+    from harness.models import ModelView
+
+HELD_OUT_SCORES = "held-out-scores"
+"""The threat by which a model's scores of held-out images are made."""
+_HELD_OUT_LIMIT = 1000
+
+
+class HeldOutScores:
+    """What a model says of clean images: rows that a `harness.models.Reference` is made of.
+
+    Columns: `ood_score` float64; `log_prob` float64, nats, where the model has a density.
+    """
+
+    budget: Budget | None = None
+
+    def run(self, model: ModelView, batch: Batch) -> Columns:
+        import torch
+
+        with torch.no_grad():
+            columns = {}
+            if "Detector" in model.capabilities:
+                columns["ood_score"] = model.ood_score(batch.x, batch.draws).double()
+            if "Density" in model.capabilities:
+                columns["log_prob"] = model.log_prob(batch.x, batch.draws).double()
+        return columns
+
+
+def build_held_out_scores(options: None, context: ThreatContext) -> HeldOutScores:  # noqa: ARG001 - a factory's signature
+    return HeldOutScores()
+
+
+def needs_reference(threat: ThreatEntry) -> bool:
+    """Whether the threat asks for held-out scores."""
+    wants = threat.info.needs_reference
+    return bool(wants(threat.options)) if callable(wants) else wants
+
+
+def gains_by_reference(model: ModelEntry, threat: ThreatEntry) -> bool:
+    """Whether robust accuracy can be told with the model's own detector at work, given held-out scores."""
+    return "Detector" in model.info.capabilities and threat.info.budget_option is not None
+
+
+def held_out(suite: Suite, host: Host) -> DatasetEntry | None:
+    """The images that thresholds come from: as the suite says, else a stratified 1,000 of the data set's train split.
+
+    None where the suite does not say and the data set has no other split.
+
+    Raises:
+        SuiteError: what is wrong with the suite's `heldout`.
+    """
+    given = suite.settings.heldout
+    if given is not None:
+        return dataset_entry(given, host, "suite.heldout")
+    if getattr(suite.dataset.options, "split", "train") == "train":
+        return None
+    kept = {k: v for k, v in suite.dataset.table.items() if k not in ("limit", "subset")}
+    try:
+        return dataset_entry(
+            {**kept, "split": "train", "limit": _HELD_OUT_LIMIT, "subset": "stratified"}, host, "suite.heldout"
+        )
+    except SuiteError:  # it calls its splits something else
+        return None
+
+
+def check_disjoint(test: DatasetSlice, other: DatasetSlice) -> None:
+    """Thresholds fixed on the test images would flatter the model.
+
+    Raises:
+        HarnessError: the two share images.
+    """
+    if test.dataset.digest() == other.dataset.digest() and np.intersect1d(test.ids, other.ids).size:
+        raise HarnessError("suite.heldout shares images with the test data: thresholds must come from other images")
+
+
+def probes_of(model: ModelEntry, threat: ThreatEntry, wanted: str) -> Sequence[Probe]:
+    """The probes that a threat's plugin names for these options.
+
+    Args:
+        wanted: "none", "default" or "all", as the suite says.
+    """
+    if wanted == "none" or threat.info.probes is None or "Classifier" not in with_derived(model.info.capabilities):
+        return ()
+    named = resolve(threat.info.probes, f"probes of threat '{threat.info.name}'")(threat.options)
+    return [probe for probe in named if probe.default or wanted == "all"]
+
+
+def probe_entry(probe: Probe, threat: ThreatEntry, host: Host) -> ThreatEntry:
+    """The threat that a probe runs.
+
+    Raises:
+        SuiteError: its plugin is not there, or does not take these options.
+    """
+    label = f"{threat.label} probe {probe.name}"
+    entry = threat_entry(label, probe.plugin, probe.table, host)
+    return replace(entry, label=label)
+
+
+def evenly(ids: Ints, count: int) -> Ints:
+    """At most `count` of the ids, spread over them: a data set may come sorted by class."""
+    if count >= len(ids):
+        return ids
+    return ids[np.linspace(0, len(ids) - 1, count).round().astype(np.int64)]
