@@ -15,6 +15,8 @@ from harness.suite import DatasetEntry, ModelEntry, Suite, ThreatEntry, dataset_
 from harness.threats import Batch, Budget, Columns, ThreatContext
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from harness.datasets import DatasetSlice, Ints
     from harness.host import Host
     from harness.models import ModelView
@@ -112,6 +114,30 @@ def probe_entry(probe: Probe, threat: ThreatEntry, host: Host) -> ThreatEntry:
     label = f"{threat.label} probe {probe.name}"
     entry = threat_entry(label, probe.plugin, probe.table, host)
     return replace(entry, label=label)
+
+
+def replays(suite: Suite, folder: Path, host: Host) -> tuple[ThreatEntry, ...]:
+    """One replay of a run's adversarial images for each budget that the suite's own attacks have (`--from RUN`).
+
+    Raises:
+        HarnessError: the suite has no attack with a norm and a budget, or no plugin replays.
+    """
+    budgets = dict.fromkeys(
+        (t.params["norm"], str(t.params[t.info.budget_option]))
+        for t in suite.threats
+        if t.info.budget_option and "norm" in t.params
+    )
+    if not budgets:
+        raise HarnessError("--from: the suite has no attack with a norm and a budget to replay within")
+    return tuple(
+        threat_entry(
+            f"replay[run={folder.name},norm={norm},eps={eps}]",
+            "replay",
+            {"run": str(folder.absolute()), "norm": norm, "eps": eps},
+            host,
+        )
+        for norm, eps in budgets
+    )
 
 
 def evenly(ids: Ints, count: int) -> Ints:

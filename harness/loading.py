@@ -47,7 +47,8 @@ class BuiltThreat:
     """A threat ready to run.
 
     `budget` is what it was when built: the host holds every image to that. `inputs` is a digest of what the threat
-    reads beside its options: the data sets it opened, and the files it names in an attribute `files`.
+    reads beside its options: the data sets it opened, the files it names in an attribute `files`, and what it says
+    of anything else in an attribute `inputs` (JSON).
     """
 
     threat: Threat
@@ -112,7 +113,8 @@ def build_threat(
             f"{what}: its budget is {budget.eps:g}, but option {entry.info.budget_option} is {entry.budget:g}"
         )
     files: Iterable[Path] = getattr(threat, "files", ())
-    return BuiltThreat(threat, budget, digest_of([opened, [file_digest(Path(f)) for f in files]]))
+    parts = [opened, [file_digest(Path(f)) for f in files], *([threat.inputs] if hasattr(threat, "inputs") else [])]
+    return BuiltThreat(threat, budget, digest_of(parts))
 
 
 def on_import_path(folder: Path) -> None:

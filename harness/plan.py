@@ -118,7 +118,8 @@ def expand(suite: Suite, only: Sequence[str] = ()) -> list[Cell]:
     Raises:
         NothingToRunError: a pattern matches no cell.
     """
-    cells = [_cell(model, threat, suite.dataset.name) for model in suite.models for threat in suite.threats]
+    threats = (*suite.threats, *suite.replays)
+    cells = [_cell(model, threat, suite.dataset.name) for model in suite.models for threat in threats]
     for pattern in only:
         if not any(matches_glob(cell.id, pattern) for cell in cells):
             raise NothingToRunError(f"--only {pattern}: no cell matches{did_you_mean(pattern, [c.id for c in cells])}")

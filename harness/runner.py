@@ -11,11 +11,12 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from harness._version import __version__
+from harness.auxiliary import replays
 from harness.errors import HarnessError, StoreError, needs_trace, one_line
 from harness.estimates import Estimator, cell_entry
 from harness.evaluate import Setting, ShardOutcome, ShardTask, samples_digest
@@ -42,6 +43,7 @@ class RunOptions:
         fresh: forget what was computed before in this folder.
         plugins: as after `-p`; workers load them too.
         data_root: folder of the data sets; ``$HARNESS_DATA`` by default.
+        replay: folders of runs whose adversarial images are shown to the models too, within the suite's budgets.
     """
 
     out: Path | str | None = None
@@ -53,6 +55,13 @@ class RunOptions:
     fresh: bool = False
     plugins: tuple[str, ...] = ()
     data_root: Path | str | None = None
+    replay: tuple[Path | str, ...] = ()
+
+
+def with_replays(suite: Suite, options: RunOptions, host: Host) -> Suite:
+    """The suite with the replays that `options` ask for."""
+    added = tuple(entry for folder in options.replay for entry in replays(suite, Path(folder), host))
+    return replace(suite, replays=added)
 
 
 def run(
@@ -79,6 +88,7 @@ def run(
     options = RunOptions(**changes) if options is None else options
     host = host or load_host(options.plugins)
     suite = suite if isinstance(suite, Suite) else load_suite(suite, host, overrides)
+    suite = with_replays(suite, options, host)
     cells = expand(suite, options.only)
     device = pick_device(options.device)
     root = data_root(options.data_root)

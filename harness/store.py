@@ -151,21 +151,23 @@ def shard_facts(path: Path) -> dict[str, Any] | None:
     return facts
 
 
-def read_shards(paths: Sequence[Path]) -> dict[str, NDArray[Any]]:
-    """All columns of a few small shards, one after the other.
+def read_shards(paths: Sequence[Path], columns: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
+    """Columns (all by default) of a few shards, one after the other.
 
     Raises:
-        StoreError: one is missing or damaged.
+        StoreError: one is missing, damaged or lacks a column.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        table = pa.concat_tables([pq.read_table(path, page_checksum_verification=True) for path in paths])
-    except (pa.ArrowException, OSError) as error:
+        table = pa.concat_tables(
+            [pq.ParquetFile(path, page_checksum_verification=True).read(columns, use_threads=False) for path in paths]
+        )
+        return {name: _to_numpy(table.column(name)) for name in columns or table.column_names}
+    except (pa.ArrowException, OSError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise StoreError(f"shards in {paths[0].parent} cannot be read ({reason}); delete them and run again") from error
-    return {name: _to_numpy(table.column(name)) for name in table.column_names}
 
 
 def _to_arrow(values: NDArray[Any]) -> pa.Array:

@@ -120,6 +120,7 @@ class Suite:
     models: tuple[ModelEntry, ...]
     threats: tuple[ThreatEntry, ...]
     gate: GateOptions | None
+    replays: tuple[ThreatEntry, ...] = ()  # added for one run (`--from`); no part of what a baseline must share
 
     @property
     def name(self) -> str:

@@ -19,6 +19,9 @@ from harness.errors import ExitCode
 @click.option("--limit", type=click.IntRange(min=1), help="Use only so many samples a cell; such a run cannot gate.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override, as threats.pgd.steps=10.")
 @click.option("--only", multiple=True, metavar="GLOB", help="Run only the cells whose id matches, as 'cnn/pgd*'.")
+@click.option(
+    "--from", "replay", multiple=True, metavar="RUN", help="Show the models the adversarial images of RUN too."
+)
 @click.option("--dry-run", is_flag=True, help="Print the plan and run nothing; names what is missing.")
 @click.option("--fresh", is_flag=True, help="Forget what was computed before in the run folder.")
 @click.option("--data-root", type=click.Path(path_type=Path), help="Folder of the data sets [$HARNESS_DATA].")
@@ -34,7 +37,7 @@ def command(suite: str, overrides: tuple[str, ...], dry_run: bool, plugins: tupl
     from harness.plan import expand
     from harness.report.html import HtmlReporter
     from harness.report.terminal import TerminalReporter
-    from harness.runner import RunOptions, run
+    from harness.runner import RunOptions, run, with_replays
     from harness.suite import load_suite
 
     host = load_host(plugins)
@@ -42,6 +45,7 @@ def command(suite: str, overrides: tuple[str, ...], dry_run: bool, plugins: tupl
         click.echo(f"harness: warning: {problem}", err=True)
     loaded = load_suite(suite, host, overrides)
     chosen = RunOptions(plugins=plugins, **options)
+    loaded = with_replays(loaded, chosen, host)
     console = Console(soft_wrap=False)
     if dry_run:
         from harness.report.plan import print_plan

@@ -28,3 +28,13 @@ def register_threats(register: Callable[[ThreatInfo], None]) -> None:
             budget_option="eps",
         )
     )
+    register(
+        ThreatInfo(
+            name="replay",
+            summary="the adversarial images that an earlier run stored, shown to this model",
+            factory="harness_attacks.replay:build",
+            options="harness_attacks.replay:ReplayOptions",
+            requires=frozenset({"Classifier"}),
+            budget_option="eps",
+        )
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -89,18 +90,14 @@ class Weak(ToyAttack):
 
 
 @pytest.fixture
-def place(workplace: Any) -> Any:
+def place(workplace: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A suite on a data set with splits; plugins `weak`, with probes, and `evading`, which reads held-out scores."""
     workplace.write(PLUGIN, "aux_plugin.py")
     workplace.plugins = (*workplace.plugins, str(workplace.folder / "aux_plugin.py"))
-    import sys
-    from pathlib import Path
-
-    sys.path.insert(0, str(Path(workplace.plugins[0]).parent))
+    monkeypatch.syspath_prepend(str(Path(workplace.plugins[0]).parent))
     workplace.edit('name = "toy", samples = 30', 'name = "split-toy", samples = 30')
     workplace.edit('plugin = "torch"\nfactory = "tiny_nets:Rows"', 'plugin = "toy-model"')
-    yield workplace
-    sys.path.remove(str(Path(workplace.plugins[0]).parent))
+    return workplace
 
 
 def checks(entry: dict[str, Any]) -> dict[str, tuple[bool, str]]:
