@@ -19,14 +19,16 @@ def command() -> None:
 @click.option("--reason", required=True, help="Why this run becomes the baseline; kept beside it.")
 @click.option("--to", type=_FOLDER, metavar="DIR", help="Where it is kept [baselines/SUITE].")
 @click.option("--replace", is_flag=True, help="Take the place of the baseline that is there.")
-def accept_command(run: Path, reason: str, to: Path | None, replace: bool) -> None:
-    """Accept RUN as a baseline: copy what a gate needs, without the images."""
+@click.option("--no-images", is_flag=True, help="Leave out the attacked images: smaller, but nothing to replay.")
+def accept_command(run: Path, reason: str, to: Path | None, replace: bool, no_images: bool) -> None:
+    """Accept RUN as a baseline: copy its results and rows."""
     from harness.gating.baseline import accept
     from harness.runner import safe_name
     from harness.store import load_run
 
     loaded = load_run(run)
-    folder = accept(loaded, reason, to or Path("baselines") / safe_name(str(loaded.results["suite"])), replace=replace)
+    to = to or Path("baselines") / safe_name(str(loaded.results["suite"]))
+    folder = accept(loaded, reason, to, replace=replace, images=not no_images)
     unreliable = [cell["id"] for cell in loaded.cells() if cell.get("reliable") is False]
     for cell in unreliable:
         click.echo(f"harness: warning: {cell} is unreliable; the gate cannot pass it", err=True)

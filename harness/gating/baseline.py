@@ -21,14 +21,15 @@ SCHEMA = 1
 MARKER = "baseline.json"
 
 
-def accept(run: Run, reason: str, to: Path, *, replace: bool = False) -> Path:
+def accept(run: Run, reason: str, to: Path, *, replace: bool = False, images: bool = True) -> Path:
     """Copy a run into the folder `to`, whole or not at all, and return that folder.
 
-    It holds run.json, results.json, the shards without their images, and baseline.json: reason, date, who (as git is
+    It holds run.json, results.json, the shards of the suite's cells, and baseline.json: reason, date, who (as git is
     configured), code revision and the hash of what a candidate must share.
 
     Args:
         replace: take the place of the baseline that is there.
+        images: keep the attacked images, so that they can be replayed on candidates; a gate needs none.
 
     Raises:
         IncompleteRunError: shards are missing.
@@ -44,7 +45,7 @@ def accept(run: Run, reason: str, to: Path, *, replace: bool = False) -> Path:
         temporary = Path(tempfile.mkdtemp(dir=to.parent, prefix=f".{to.name[:40]}.", suffix=".part"))
         try:
             temporary.chmod(0o755)  # mkdtemp makes folders that only the owner can read
-            _copy(run, temporary)
+            _copy(run, temporary, images=images)
             _write_json(temporary / MARKER, _about(run, reason.strip()))
             _put_in_place(temporary, to)
         finally:
@@ -79,18 +80,18 @@ def _said_of(folder: Path) -> str:
         return ""  # damaged, but still a baseline that nobody asked to replace
 
 
-def _copy(run: Run, folder: Path) -> None:
+def _copy(run: Run, folder: Path, *, images: bool) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     _write_json(folder / "run.json", run.info)
     _write_json(folder / "results.json", run.results)
-    for cell in run.reader.cells:
-        for path in run.reader.paths(cell):
+    for cell in run.reader.cells.values():
+        for path in run.reader.paths(cell.id) if cell.role == "cell" else ():
             target = folder / path.relative_to(run.folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
-                kept = [name for name in pq.read_schema(path).names if name != "adversarial"]
+                kept = [name for name in pq.read_schema(path).names if images or name != "adversarial"]
                 table = pq.read_table(path, columns=kept, page_checksum_verification=True)
             except pa.ArrowException as error:
                 raise StoreError(f"shard {path} is damaged ({error}); delete it and run again") from error

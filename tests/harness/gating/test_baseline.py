@@ -31,8 +31,15 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def test_a_baseline_gates_and_holds_no_images(run: Any, tmp_path: Path, host: Host) -> None:
-    folder = accept(run, "first release", tmp_path / "baselines" / "release")
+def test_a_baseline_holds_the_images_that_a_candidate_is_shown(run: Any, tmp_path: Path) -> None:
+    kept = load_run(accept(run, "first release", tmp_path / "release"))
+    np.testing.assert_array_equal(
+        kept.rows(PGD, ["adversarial"])["adversarial"], run.rows(PGD, ["adversarial"])["adversarial"]
+    )
+
+
+def test_a_baseline_gates_without_its_images_too(run: Any, tmp_path: Path, host: Host) -> None:
+    folder = accept(run, "first release", tmp_path / "baselines" / "release", images=False)
     kept = load_run(folder)
     assert "adversarial" not in kept.columns(PGD)
     assert kept.complete()
