@@ -6,13 +6,16 @@ import contextlib
 import importlib.metadata
 import os
 import platform
+import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from harness._version import __version__
@@ -279,8 +282,11 @@ class _Driver:
         executor: Executor = resolve_path(info.factory, f"executor '{name}'")(context)
         outcomes = executor.run(tasks, lambda task: not self.progress[task.cell].error)
         try:
-            for outcome in outcomes:
-                self._take(outcome)
+            with _interrupts_noticed() as interrupted:
+                for outcome in outcomes:
+                    self._take(outcome)
+                    if interrupted():
+                        raise KeyboardInterrupt
         except KeyboardInterrupt:
             self.folder.journal("interrupted")
             raise
@@ -403,6 +409,30 @@ class _Driver:
                 "cells": {cell: round(seconds, 3) for cell, seconds in self.seconds.items()},
             },
         }
+
+
+@contextlib.contextmanager
+def _interrupts_noticed() -> Iterator[Callable[[], bool]]:
+    """Gives a function that says whether Ctrl-C was pressed.
+
+    Python drops a KeyboardInterrupt that it happens to raise inside a finaliser or a callback of the garbage collector,
+    and the run would go on.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield lambda: False
+        return
+    pressed = threading.Event()
+
+    def note(number: int, frame: FrameType | None) -> Any:
+        pressed.set()
+        return before(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _facts(cell: Cell) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from harness import hookimpl
 from harness.errors import HarnessError, StoreError
+from harness.host import load_host
 from harness.runner import RunOptions, data_root, pick_device, run, safe_name
 from harness.store import Run, load_run, shard_path
 
@@ -405,3 +408,27 @@ def test_options_of_a_run_change_no_number(workplace: Any) -> None:
     options = RunOptions(out=workplace.folder / "b", workers=1, device="cpu", plugins=workplace.plugins, fresh=True)
     run(workplace.suite, options)
     assert (workplace.folder / "b" / "results.json").read_bytes() == before
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_that_python_drops_ends_the_run_all_the_same(workplace: Any) -> None:
+    """In a finaliser a KeyboardInterrupt is printed and forgotten."""
+    host = load_host(workplace.plugins)
+
+    class Dropped:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            for _ in range(1000):  # until the handler has run
+                pass
+
+    class Observer:
+        @hookimpl
+        def shard_finished(self, event: Any) -> None:
+            Dropped()
+
+    host.observe(Observer(), "dropper")
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        workplace.run(host=host)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert len(list(workplace.out.rglob("*.parquet"))) == 1
