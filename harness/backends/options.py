@@ -30,7 +30,7 @@ class BackendOptions(Options):
     )
     eps: Amount | None = option(
         None,
-        help="largest norm of the perturbation; none or inf for an attack that looks for the smallest",
+        help='largest norm of the perturbation; none or "inf" for an attack that looks for the smallest',
         unit="[0, 1] pixel values",
     )
     together: bool = option(
@@ -54,10 +54,10 @@ class BackendOptions(Options):
             raise _problem(f"{eps} is more than the whole range [0, 1] of a pixel{hint}")
         return eps
 
-    @field_validator("arguments")
-    @classmethod
-    def _fractions(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        return {name: _number(value) for name, value in arguments.items()}
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """The arguments, fractions written as text as numbers."""
+        return {name: _number(value) for name, value in self.arguments.items()}
 
     @property
     def budget(self) -> Budget:

@@ -85,8 +85,10 @@ class ServedModel(nn.Module):
     def _owner(self, rows: int) -> tuple[Tensor, Draws]:
         """The sample that each row is booked to, int64 (rows,), and its draws."""
         samples = len(self.labels)
-        start = 0 if rows == samples else self._next
-        self._next = (start + rows) % samples
+        start = 0
+        if rows != samples:
+            start = self._next
+            self._next = (start + rows) % samples
         if (start, rows) not in self._owners:
             owner = (torch.arange(rows, device=self.labels.device) + start) % samples
             self._owners[start, rows] = owner, self._draws[owner]

@@ -50,7 +50,7 @@ def build(options: BackendOptions, context: ThreatContext) -> BackendThreat:
     attack = named(options.attack, _classes(evasion), "ART")
     known = parameters(attack, ("estimator", "classifier"))
     check_arguments(options.attack, options.arguments, known, _OURS)
-    arguments = dict(options.arguments)
+    arguments = options.numbers
     for name, value in (("norm", _NORMS[options.norm]), ("targeted", False), ("verbose", False)):
         if name in known and name not in arguments:
             arguments[name] = value

@@ -38,7 +38,7 @@ def build(options: BackendOptions, context: ThreatContext) -> BackendThreat:
     attack = named(options.attack, _classes(package), "Foolbox")
     known = parameters(attack, ())
     check_arguments(options.attack, options.arguments, known, _OURS)
-    arguments = dict(options.arguments)
+    arguments = options.numbers
     if "distance" in known:
         arguments["distance"] = getattr(package.distances, options.norm)
     if "constraint" in known and options.norm in ("linf", "l2"):

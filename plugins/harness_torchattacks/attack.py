@@ -49,7 +49,7 @@ def build(options: BackendOptions, context: ThreatContext) -> BackendThreat:
     attack = named(options.attack, classes, "torchattacks")
     known = parameters(attack, ("model",))
     check_arguments(options.attack, options.arguments, known, _OURS)
-    arguments = dict(options.arguments)
+    arguments = options.numbers
     if "norm" in known:
         arguments["norm"] = _NORMS[options.norm]
     if "n_classes" in known:
