@@ -59,7 +59,7 @@ def test_black_box_attacks_ask_without_gradients_and_a_sample_never_depends_on_o
 ) -> None:
     columns, view = attack(classifier, torch.arange(4), **options)
     assert columns["claimed"].any()
-    assert (view.forwards > 5).all()
+    assert (view.forwards >= 5).all()
     assert int(view.backwards.sum()) == 0
     alone, own = attack(classifier, torch.tensor([2]), **options)
     assert torch.equal(alone["adversarial"][0], columns["adversarial"][2])
@@ -75,6 +75,8 @@ def test_an_attack_that_reads_labels_as_targets_is_given_none(classifier: BuiltM
 @pytest.mark.parametrize("name", ["CarliniL2Method", "DeepFool", "NewtonFool", "AutoProjectedGradientDescent"])
 def test_gradients_of_scores_and_losses_reach_the_library(classifier: BuiltModel, name: str) -> None:
     options: dict[str, Any] = {"attack": name, "arguments": {"max_iter": 10}}
+    if name.startswith("Carlini"):
+        options["arguments"] |= {"binary_search_steps": 4, "initial_const": 1.0}
     if name.startswith("Auto"):
         options |= {"norm": "linf", "eps": 0.3}
     columns, view = attack(classifier, torch.arange(4), **options)
@@ -98,7 +100,7 @@ def test_a_larger_perturbation_than_eps_is_a_failure(classifier: BuiltModel) -> 
     ("options", "message"),
     [
         ({"attack": "DPatch"}, "^DPatch: ART refuses it: "),
-        ({"attack": "HopSkipJump", "arguments": {"max_iter": -1}}, "^HopSkipJump: ART refuses it: .*max_iter"),
+        ({"attack": "HopSkipJump", "arguments": {"max_iter": -1}}, "^HopSkipJump: ART refuses it: .*iterations"),
         ({"attack": "HopSkipJump", "norm": "l1"}, "^HopSkipJump: ART refuses it: .*[Nn]orm"),
         ({"attack": "HopSkipJump", "arguments": {"targeted": True}}, r"^arguments\.targeted: robust accuracy"),
         ({"attack": "HopSkipJump", "arguments": {"norm": 2}}, r"^arguments\.norm: give norm beside attack"),
