@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("models",),
     ("metrics",),
     ("threats", "builtin"),
+    ("backends",),
     # suite -> plan -> shards -> rows
     ("suite",),
     ("suite_schema", "loading", "store"),
