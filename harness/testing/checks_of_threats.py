@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -163,8 +164,11 @@ def check_budget(s: ThreatSubject) -> None:
     name = s.info.budget_option
     if name is not None:
         assert budget is not None, f"ThreatInfo.budget_option is '{name}', but the threat's `budget` is None: set it"
-        eps = float(getattr(s.entry.options, name))
-        assert abs(budget.eps - eps) <= BUDGET_TOLERANCE, f"`budget.eps` is {budget.eps:g}, option '{name}' is {eps:g}"
+        value = getattr(s.entry.options, name)
+        eps = math.inf if value is None else float(value)  # not given: the smallest perturbation is looked for
+        assert budget.eps == eps or abs(budget.eps - eps) <= BUDGET_TOLERANCE, (
+            f"`budget.eps` is {budget.eps:g}, option '{name}' is {eps:g}"
+        )
     rows = s.rows()
     if "adversarial" not in rows:
         return
