@@ -166,7 +166,8 @@ def check_budget(s: ThreatSubject) -> None:
         assert budget is not None, f"ThreatInfo.budget_option is '{name}', but the threat's `budget` is None: set it"
         value = getattr(s.entry.options, name)
         eps = math.inf if value is None else float(value)  # not given: the smallest perturbation is looked for
-        assert budget.eps == eps or abs(budget.eps - eps) <= BUDGET_TOLERANCE, (
+        said = f"`budget.eps` is {budget.eps:g}, option '{name}' is {eps:g}"
+        assert budget.eps == eps or abs(budget.eps - eps) <= BUDGET_TOLERANCE, said
             f"`budget.eps` is {budget.eps:g}, option '{name}' is {eps:g}"
         )
     rows = s.rows()
