@@ -168,8 +168,6 @@ def check_budget(s: ThreatSubject) -> None:
         eps = math.inf if value is None else float(value)  # not given: the smallest perturbation is looked for
         said = f"`budget.eps` is {budget.eps:g}, option '{name}' is {eps:g}"
         assert budget.eps == eps or abs(budget.eps - eps) <= BUDGET_TOLERANCE, said
-            f"`budget.eps` is {budget.eps:g}, option '{name}' is {eps:g}"
-        )
     rows = s.rows()
     if "adversarial" not in rows:
         return
