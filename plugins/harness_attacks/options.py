@@ -50,7 +50,9 @@ class PGDOptions(Options):
     eps: Amount = option(help="largest norm of the perturbation; 0 leaves the images alone", unit="[0, 1] pixel values")
     steps: int = option(40, help="gradient steps in each restart", ge=1)
     step_size: Amount | None = option(
-        None, help="norm of the first step; unless given 2.5 * eps / steps if constant, eps if cosine", unit="[0, 1] pixel values"
+        None,
+        help="norm of the first step; unless given 2.5 * eps / steps if constant, eps if cosine",
+        unit="[0, 1] pixel values",
     )
     random_start: bool = option(True, help="start uniformly in the ball, not at the image")
     schedule: Literal["constant", "cosine"] = option(

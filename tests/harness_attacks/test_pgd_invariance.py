@@ -70,20 +70,25 @@ class WithNoise:
         self.model = model
 
     def logits(self, x: Tensor, *, draws: Any) -> Tensor:
-        logits: Tensor = self.model.logits(x) + 3 * draws.normal("noise", 0, (10,))
+        logits: Tensor = self.model.logits(x) + draws.normal("noise", 0, (10,))
         return logits
 
 
 @pytest.mark.parametrize("eot", [1, 8])
 def test_noise_on_the_logits_does_not_make_a_network_robust(attack: Any, plain_cnn: Any, digits: Any, eot: int) -> None:
     """Nor fragile: images are judged by the network itself, whose prediction is that of the mean logits."""
-    x, y = digits[0][:180], digits[1][:180]
+    x, y = digits[0][:120], digits[1][:120]
+    options = {"eps": 0.07, "steps": 12, "loss": "margin"}
+    plain, noisy = attack(plain_cnn, x, y, **options), attack(WithNoise(plain_cnn), x, y, eot=eot, **options)
+    # One draw decided here whether an image is classified rightly; the others were not attacked.
+    attacked = (plain["gradient_steps"] > 0) & (noisy["gradient_steps"] > 0)
+    assert attacked.double().mean() > 0.85
     before, after = (
-        plain_cnn.logits(attack(model, x, y, eps=0.07, steps=15, eot=eot, loss="margin")["adversarial"]).argmax(1) != y
-        for model in (plain_cnn, WithNoise(plain_cnn))
+        (plain_cnn.logits(columns["adversarial"]).argmax(dim=1) != y)[attacked].double().mean()
+        for columns in (plain, noisy)
     )
-    assert 0.2 < before.double().mean() < 0.9
-    assert abs(after.double().mean() - before.double().mean()) < 0.08
+    assert 0.2 < before < 0.9
+    assert abs(after - before) < 0.08
 
 
 @pytest.mark.parametrize("steps", [1, 10])
