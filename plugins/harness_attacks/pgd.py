@@ -33,8 +33,8 @@ class PGD:
     For a model with randomness every call is given a draw of its own and each gradient is the mean over `eot` of them.
     No sample leaves early, and the last image of a restart is the one that counts, of several restarts' that with the
     largest mean margin: the best of all steps would be the luckiest in its draws, and one lucky draw among many proves
-    nothing. (Measured on the digits CNN with noise of 3 on its logits, l-inf 0.08, 20 steps: the last image leaves 39.4,
-    38.9, 38.3 % standing with 1, 4, 16 draws, the best of all steps 48.9, 42.8, 40.0 %.)
+    nothing. (Measured on the digits CNN with noise of 3 on its logits, l-inf 0.08, 20 steps: the last image leaves
+    39.4, 38.9, 38.3 % standing with 1, 4, 16 draws, the best of all steps 48.9, 42.8, 40.0 %.)
 
     Columns, one row a sample:
         adversarial: (B, C, H, W).

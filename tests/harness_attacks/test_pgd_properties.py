@@ -27,11 +27,12 @@ def batches(draw: st.DrawFn, shape: tuple[int, ...] = (1, 4, 4)) -> tuple[Tensor
 
 budgets = st.sampled_from([("linf", e) for e in (1e-6, 1 / 255, 0.03, 0.3, 1.0)] + [
     ("l2", e) for e in (1e-6, 0.1, 1.0, 4.0)
-])  # fmt: skip
+] + [("l1", e) for e in (1e-6, 0.1, 2.0, 16.0)])  # fmt: skip
 optional = st.fixed_dictionaries(
     {},
     optional={
-        "loss": st.just("margin"),
+        "loss": st.sampled_from(["margin", "dlr"]),
+        "schedule": st.just("cosine"),
         "random_start": st.just(False),
         "early_stop": st.just(False),
         "target": st.sampled_from(["random", "least-likely", 2]),
@@ -55,6 +56,8 @@ def test_every_image_lies_in_the_box_and_in_the_ball(
     moved = (adversarial.double() - x.double()).flatten(1)
     if norm == "linf":
         assert moved.abs().max() <= eps  # exactly: the bounds are float32 numbers inside the ball
+    elif norm == "l1":
+        assert (moved.abs().sum(dim=1) <= eps * (1 + 1e-9)).all()  # rounded towards the clean image
     else:
         assert (moved.square().sum(dim=1).sqrt() <= eps + 1e-7).all()
 
