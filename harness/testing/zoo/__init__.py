@@ -32,31 +32,45 @@ class Deception:
     tuned: bool
 
 
+def _behind(step: preprocessing.Step, backward_step: preprocessing.Step | None = None) -> Callable[[Any], Any]:
+    return lambda inner: preprocessing.Preprocessed(inner, step, backward_step)
+
+
+def _reworded(transformation: answers.Transformation) -> Callable[[Any], Any]:
+    return lambda inner: answers.Reworded(inner, transformation)
+
+
+def _tampered(tampering: gradients.Tampering) -> Callable[[Any], Any]:
+    return lambda inner: gradients.Tampered(inner, tampering)
+
+
+def _winners(share: float) -> Callable[[Any], Any]:
+    return lambda inner: activations.Reactivated(
+        inner,
+        lambda _: activations.WinnersTakeAll(share),
+        lambda _: activations.WinnersTakeAll(share, straight_through=True),
+    )
+
+
 ZOO: tuple[Deception, ...] = (
-    Deception("quantised-16", lambda m: preprocessing.Preprocessed(m, preprocessing.quantised(16)), tuned=True),
-    Deception("quantised-256", lambda m: preprocessing.Preprocessed(m, preprocessing.quantised(256)), tuned=False),
-    Deception("jpeg-75", lambda m: preprocessing.Preprocessed(m, preprocessing.jpeg(75)), tuned=False),
-    Deception("thermometer-16", lambda m: preprocessing.Preprocessed(m, preprocessing.thermometer(16)), tuned=True),
-    Deception("steep-sigmoid", lambda m: preprocessing.Preprocessed(m, preprocessing.squashed(60.0)), tuned=False),
-    Deception("ripple", lambda m: preprocessing.Preprocessed(m, preprocessing.rippled(0.02, 97.3)), tuned=True),
-    Deception("fine-ripple", lambda m: preprocessing.Preprocessed(m, preprocessing.rippled(0.005, 1234.5)), tuned=False),
-    Deception("input-noise", lambda m: preprocessing.Noisy(m, 0.2), tuned=True),
-    Deception("activation-pruning", lambda m: activations.RandomActivations(m, 0.5), tuned=False),
-    Deception(
-        "winners-take-all",
-        lambda m: activations.Reactivated(
-            m, lambda _: activations.WinnersTakeAll(0.2), lambda _: activations.WinnersTakeAll(0.2, True)
-        ),
-        tuned=True,
-    ),
-    Deception("cold-logits", lambda m: answers.Reworded(m, answers.cold(1e-3)), tuned=True),
-    Deception("softmax-twice", lambda m: answers.Reworded(m, answers.softmax_twice(1.0)), tuned=False),
-    Deception("cold-softmax-twice", lambda m: answers.Reworded(m, answers.softmax_twice(1e-2)), tuned=True),
-    Deception("shifted-logits", lambda m: answers.Reworded(m, answers.shifted(1e7)), tuned=False),
-    Deception("shrunk-logits", lambda m: answers.Reworded(m, answers.shrunk(1e-43)), tuned=True),
-    Deception("flipped-gradient", lambda m: gradients.Tampered(m, gradients.flipped), tuned=False),
-    Deception("scrambled-gradient", lambda m: gradients.Tampered(m, gradients.scrambled), tuned=True),
-    Deception("narrowed-gradient", lambda m: gradients.Tampered(m, gradients.narrowed), tuned=False),
+    Deception("quantised-16", _behind(preprocessing.quantised(16)), tuned=True),
+    Deception("quantised-256", _behind(preprocessing.quantised(256)), tuned=False),
+    Deception("jpeg-75", _behind(preprocessing.jpeg(75)), tuned=False),
+    Deception("thermometer-16", _behind(preprocessing.thermometer(16)), tuned=True),
+    Deception("steep-sigmoid", _behind(preprocessing.squashed(60), preprocessing.squashed(10)), tuned=False),
+    Deception("ripple", _behind(preprocessing.rippled(0.02, 97.3)), tuned=True),
+    Deception("fine-ripple", _behind(preprocessing.rippled(0.005, 1234.5)), tuned=False),
+    Deception("input-noise", lambda inner: preprocessing.Noisy(inner, 0.2), tuned=True),
+    Deception("activation-pruning", lambda inner: activations.RandomActivations(inner, 2.0), tuned=False),
+    Deception("winners-take-all", _winners(0.35), tuned=True),
+    Deception("cold-logits", _reworded(answers.cold(1e-3)), tuned=True),
+    Deception("softmax-twice", _reworded(answers.softmax_twice(1.0)), tuned=False),
+    Deception("cold-softmax-twice", _reworded(answers.softmax_twice(1e-2)), tuned=True),
+    Deception("shifted-logits", _reworded(answers.shifted(1e7)), tuned=False),
+    Deception("shrunk-logits", _reworded(answers.shrunk(1e-43)), tuned=True),
+    Deception("flipped-gradient", _tampered(gradients.flipped), tuned=False),
+    Deception("scrambled-gradient", _tampered(gradients.scrambled), tuned=True),
+    Deception("narrowed-gradient", _tampered(gradients.narrowed), tuned=False),
     Deception("detached", gradients.Detached, tuned=True),
     Deception("boundary-detector", answers.BoundaryDetector, tuned=False),
 )

@@ -68,7 +68,7 @@ class BoundaryDetector(nn.Module):
 
     def ood_score(self, x: Tensor) -> Tensor:
         """(B,), higher is nearer to a boundary."""
-        best = self.inner.logits(x).topk(2, dim=1).values
+        best: Tensor = self.inner.logits(x).topk(2, dim=1).values
         return best[:, 1] - best[:, 0]
 
     def adaptive(self) -> Any:

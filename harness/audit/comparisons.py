@@ -1,0 +1,91 @@
+"""Checks that set the rows of one cell against those of another: a larger budget, or a probe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.audit.checks import SIGNIFICANCE, Check, clearly_above
+from harness.info import ProbeJudge
+from harness.metrics.base import Rows
+from harness.statistics import clopper_pearson, mcnemar
+
+RISE = 0.005  # of robust accuracy with eps
+STRONGER_SHARE = 0.02  # of the samples: what a probe may find beyond the attack
+UNBOUNDED_SHARE = 0.05  # of the samples: what may stand where nothing is out of reach
+GUARANTEED_SHARE = 0.95  # of the tasks: what an attack must solve (Zimmermann et al. 2022, section 4)
+
+
+def judge_probe(probe: str, judge: ProbeJudge, advice: str, rows: Rows, probe_rows: Rows) -> Check:
+    """What the rows of a probe say about an attack.
+
+    Args:
+        probe: the probe's name, which is the check's.
+        judge: "stronger": flagged where the probe surely fools more than 2 % of the samples that the attack did not
+            fool. "unbounded": where surely more than 5 % of the samples withstand a budget that covers the image space
+            (Athalye et al. 2018, section 3.1). "guaranteed": where the attack surely solves fewer than 95 % of the
+            tasks whose solution is known to exist. Surely: by a one-sided exact binomial bound at 5 %.
+        advice: what to do, half a sentence.
+        rows, probe_rows: of the cell and of the probe, with ``sample_id``, ``clean_correct`` and ``success``; for
+            "guaranteed" the probe's have ``task_posed`` and ``task_solved`` instead.
+    """
+    message = _JUDGES[judge](rows, probe_rows)
+    return Check(probe, not message, f"{message}; {advice}" if message else "")
+
+
+def _stronger(rows: Rows, probe_rows: Rows) -> str:
+    _, i, j = np.intersect1d(rows["sample_id"], probe_rows["sample_id"], return_indices=True)
+    right = np.asarray(rows["clean_correct"], dtype=bool)[i]
+    found = _robust(rows)[i] & np.asarray(probe_rows["success"], dtype=bool)[j]
+    count, n = int(found.sum()), int(right.sum())
+    if not clearly_above(count, n, STRONGER_SHARE):
+        return ""
+    return f"the probe fooled {count} of {n} samples that the attack left standing, so robust accuracy is too high"
+
+
+def _unbounded(rows: Rows, probe_rows: Rows) -> str:  # noqa: ARG001 - what the cell found at its own budget says nothing
+    right = np.asarray(probe_rows["clean_correct"], dtype=bool)
+    count, n = int(_robust(probe_rows).sum()), int(right.sum())
+    if not clearly_above(count, n, UNBOUNDED_SHARE):
+        return ""
+    return f"{count} of {n} samples withstood a budget that covers the image space, so it is the attack that fails"
+
+
+def _guaranteed(rows: Rows, probe_rows: Rows) -> str:  # noqa: ARG001
+    posed = np.asarray(probe_rows["task_posed"], dtype=bool)
+    count, n = int((posed & np.asarray(probe_rows["task_solved"], dtype=bool)).sum()), int(posed.sum())
+    if n == 0 or clopper_pearson(count, n, 1 - 2 * SIGNIFICANCE).high >= GUARANTEED_SHARE:
+        return ""
+    return f"the attack found {count} of {n} adversarial images that are known to exist"
+
+
+_JUDGES = {"stronger": _stronger, "unbounded": _unbounded, "guaranteed": _guaranteed}
+
+
+def non_monotone(cells: Sequence[tuple[float, Rows]]) -> list[Check]:
+    """Whether raw robust accuracy rises with eps over the cells of one attack (Carlini et al., section 5).
+
+    An adversarial image for a smaller eps is one for a larger, so a rise says that the attack with the larger eps
+    failed. `cells` are (eps, rows) with ``sample_id``, ``clean_correct`` and ``success`` before the cells share their
+    successes. Flagged: a rise above half a point that is significant (exact McNemar over the shared samples).
+    """
+    ordered = sorted(cells, key=lambda cell: cell[0])
+    for number, (smaller, before) in enumerate(ordered):
+        for larger, after in ordered[number + 1 :]:
+            _, i, j = np.intersect1d(before["sample_id"], after["sample_id"], return_indices=True)
+            had, has = _robust(before)[i], _robust(after)[j]
+            lost, gained = int((had & ~has).sum()), int((~had & has).sum())
+            if gained - lost > RISE * len(had) and mcnemar(lost, gained).p_increase < SIGNIFICANCE:
+                message = (
+                    f"robust accuracy rises from {had.mean():.1%} at eps {smaller:g} to {has.mean():.1%} at eps"
+                    f" {larger:g}: the attack fails at the larger eps; use more steps or restarts, or another loss"
+                )
+                return [Check("non_monotone", False, message)]
+    return [Check("non_monotone", True, "")]
+
+
+def _robust(rows: Rows) -> NDArray[np.bool_]:
+    robust: NDArray[np.bool_] = np.asarray(rows["clean_correct"], dtype=bool) & ~np.asarray(rows["success"], dtype=bool)
+    return robust
