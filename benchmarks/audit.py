@@ -11,17 +11,22 @@ in robust accuracy is the gap that the audit has to report. An honest classifier
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import argparse
+import json
+import time
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from harness_attacks.options import PGDOptions
+from harness_attacks.probes import probes_of
 from harness_datasets.digits import Digits, DigitsOptions
 from harness_torch.adversary import perturb
 from harness_torch.model import build
-from harness_torch.networks import digits_cnn
 from harness_torch.options import Adversarial, TorchOptions
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -33,16 +38,17 @@ from harness.evaluate import Setting, ShardTask, evaluate_batch
 from harness.info import Probe, resolve
 from harness.loading import BuiltModel, BuiltThreat
 from harness.models import ModelContext, ModelView, prepare
+from harness.testing.zoo import ZOO
 from harness.threats import Batch, Budget, Columns, Threat, ThreatContext
 
 Rows = Mapping[str, Any]
 GAP = 0.05
-STEPS = 20
+STEPS = 15
 STRENGTHS = {
-    ("plain", "linf"): (0.03, 0.06, 0.1, 0.15),
+    ("plain", "linf"): (0.02, 0.05, 0.08, 0.12),
     ("plain", "l2"): (0.15, 0.3, 0.5, 0.8),
-    ("adversarial", "linf"): (0.1, 0.2, 0.25, 0.3),
-    ("adversarial", "l2"): (0.5, 0.8, 1.2, 1.6),
+    ("adversarial", "linf"): (0.05, 0.1, 0.2, 0.25),
+    ("adversarial", "l2"): (0.3, 0.6, 1.0, 1.4),
 }
 THREATS = {
     "pgd": ("harness_attacks.options:PGDOptions", "harness_attacks.pgd:build"),
@@ -71,19 +77,37 @@ class Scores(nn.Module):
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of the sweep: which classifier, and how PGD attacks it."""
+    """One run of the sweep: which classifier, how PGD attacks it, on how many images.
 
-    kind: str  # deceptive or honest
+    `deception` is a name of the zoo, or "" for an honest run; `base` one of `classifier`.
+    """
+
     base: str
     deception: str
     norm: str
     eps: float
     seed: int
-    steps: int = STEPS
+    samples: int
+    restarts: int
 
     @property
     def key(self) -> str:
         return "/".join(map(str, asdict(self).values()))
+
+
+def cells() -> Iterator[Cell]:
+    """The sweep: 400 runs of deceptive classifiers (restarts 1, as by default), 304 of honest ones (restarts 2)."""
+    for (kind, norm), strengths in STRENGTHS.items():
+        for number, eps in enumerate(strengths):
+            for deception in ZOO:
+                yield Cell(f"{kind}-0", deception.name, norm, eps, 0, 150, 1)
+                if number == 2:
+                    yield Cell(kind, deception.name, norm, eps, 0, 100, 1)
+            for training in range(1, 5):
+                for seed in range(4):
+                    yield Cell(f"{kind}-{training}", "", norm, eps, seed, 150, 2)
+            for seed in range(3):
+                yield Cell(kind, "", norm, eps, seed, 80, 2)
 
 
 def images(split: str = "test") -> tuple[Tensor, Tensor]:
@@ -99,33 +123,37 @@ BASES = {"plain": "digits-cnn", "adversarial": "digits-cnn-pgd"}
 
 
 def classifier(base: str, store: Path) -> Any:
-    """An embedded classifier, or one trained here: ``plain-3``, ``adversarial-1``, kept in the store."""
+    """An embedded CNN ("plain", "adversarial"), or a perceptron trained here ("plain-3"), kept in the store."""
     if base in BASES:
         return embedded(BASES[base])
     file = store / f"{base}.pt"
     kind, _, seed = base.partition("-")
     if not file.exists():
         torch.save(train(int(seed), kind == "adversarial").state_dict(), file)
-    module = digits_cnn()
+    module = perceptron()
     module.load_state_dict(torch.load(file, weights_only=True))
     return prepare(Scores(module), "cpu")
 
 
+def perceptron() -> nn.Module:
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10)
+    )
+
+
 def train(seed: int, adversarial: bool) -> nn.Module:
-    """The small CNN, trained for some seconds; adversarially with PGD in an l-inf ball of 0.2."""
+    """A perceptron after some seconds of training; adversarially with PGD in an l-inf ball of 0.15."""
     x, y = images("train")
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    module = digits_cnn()
+    module = perceptron()
     optimizer = torch.optim.Adam(module.parameters(), lr=2e-3)
-    recipe = Adversarial.model_validate({"norm": "linf", "eps": 0.2, "steps": 5})
-    for epoch in range(25 if adversarial else 15):
+    for epoch in range(30 if adversarial else 15):
+        # The budget grows: a net that meets the whole of it at once learns nothing.
+        eps = 0.15 * min(1.0, (epoch + 1) / 10)
+        recipe = Adversarial.model_validate({"norm": "linf", "eps": eps, "steps": 5})
         for index in torch.randperm(len(x), generator=generator).split(64):
-            batch = x[index]
-            if adversarial:
-                # The budget grows: a net that meets the whole of it at once learns nothing.
-                now = recipe.model_copy(update={"eps": 0.2 * min(1.0, (epoch + 1) / 10)})
-                batch = perturb(module, batch, y[index], now, generator)
+            batch = perturb(module, x[index], y[index], recipe, generator) if adversarial else x[index]
             module.train()
             optimizer.zero_grad()
             nn.functional.cross_entropy(module(batch), y[index]).backward()
@@ -156,7 +184,7 @@ class Given:
     images: Any
     budget: Budget | None
 
-    def run(self, model: ModelView, batch: Batch) -> Columns:
+    def run(self, model: ModelView, batch: Batch) -> Columns:  # noqa: ARG002 - what a threat is given
         return {"adversarial": self.images}
 
 
@@ -164,29 +192,36 @@ def _no_data(table: Mapping[str, Any]) -> Any:
     raise AssertionError(f"an attack opened a data set: {table}")
 
 
-def evaluated(model: Any, cell: Cell, x: Tensor, y: Tensor, probes: Mapping[str, Probe]) -> dict[str, Any]:
-    """What the attack found, and what the audit makes of it: the message of each check that failed."""
-    table = {"norm": cell.norm, "eps": cell.eps, "steps": cell.steps}
+def evaluated(model: Any, cell: Cell, x: Tensor, y: Tensor, everything: bool) -> dict[str, Any]:
+    """What the attack found and what the audit makes of it: the message of each check that failed.
+
+    The probes that are not run by default are run where nothing has been flagged yet, or with `everything`.
+    """
+    table = {"norm": cell.norm, "eps": cell.eps, "steps": STEPS, "restarts": cell.restarts}
     try:
         rows = rows_of(model, threat_of("pgd", table), x, y, cell.seed)
     except ThreatError as error:  # the cell fails, loudly
         with torch.no_grad():
             clean = model.logits(x).argmax(dim=1) == y
-        return {"stands": clean.tolist(), "checks": {"refused": str(error)}, "probes": {}, "seen": {}}
-    found = {c.check: c.message for c in audit(rows) if not c.ok}
-    judged, seen = {}, {}
-    for name, probe in probes.items():
+        return {"stands": clean.tolist(), "flags": {"refused": str(error)}, "more_flags": {}, "seen": {}}
+    seen: dict[str, list[float]] = {}
+    flags = {check.check: check.message for check in audit(rows) if not check.ok}
+    more_flags: dict[str, str] = {}
+    for probe in sorted(probes_of(PGDOptions.model_validate(table)), key=lambda probe: not probe.default):
+        if not probe.default and flags and not everything:
+            continue
         n = probe.samples
         probe_rows = rows_of(model, threat_of(probe.plugin, probe.table), x[:n], y[:n], cell.seed)
-        judged[name] = judge_probe(name, probe.judge, probe.advice, rows, probe_rows).message
-        seen[name] = _counts(probe, rows, probe_rows)
+        check = judge_probe(probe.name, probe.judge, probe.advice, rows, probe_rows)
+        seen[probe.name] = _counts(probe, rows, probe_rows)
+        if not check.ok:
+            (flags if probe.default else more_flags)[check.check] = check.message
     return {
         "clean": float(rows["clean_correct"].mean()),
         "stands": (rows["clean_correct"] & ~rows["success"]).tolist(),
-        "checks": found,
-        "probes": {name: message for name, message in judged.items() if message},
+        "flags": flags,
+        "more_flags": more_flags,
         "seen": seen,
-        "calls": float((rows["forwards"] + rows["backwards"]).mean()),
     }
 
 
@@ -207,15 +242,64 @@ def withstands(model: Any, cell: Cell, x: Tensor, y: Tensor) -> NDArray[np.bool_
     """Which samples an adversary who knows the model leaves standing: PGD on its adaptive form, with both losses."""
     stands = np.ones(len(x), dtype=bool)
     for loss in ("cross-entropy", "margin"):
-        table = {"norm": cell.norm, "eps": cell.eps, "steps": 2 * cell.steps, "loss": loss}
+        table = {"norm": cell.norm, "eps": cell.eps, "steps": 2 * STEPS, "loss": loss, "restarts": 2}
         attack = threat_of("pgd", table)
-        found = rows_of(model.adaptive(), attack, x, y, cell.seed)
-        judged = rows_of(model, Given(found["adversarial"], attack.budget), x, y, cell.seed)
+        adaptive = model.adaptive() if cell.deception else model
+        found = rows_of(adaptive, attack, x, y, cell.seed + 100)
+        judged = rows_of(model, Given(torch.as_tensor(found["adversarial"]), attack.budget), x, y, cell.seed)
         stands &= judged["clean_correct"] & ~judged["success"]
     return stands
 
 
-def main() -> None: ...
+def result(cell: Cell, store: Path) -> dict[str, Any]:
+    """The record of one run."""
+    x, y = images()
+    x, y = x[: cell.samples], y[: cell.samples]
+    model = classifier(cell.base, store)
+    if cell.deception:
+        wrap = next(d.wrap for d in ZOO if d.name == cell.deception)
+        model = prepare(wrap(model), "cpu")
+    record = evaluated(model, cell, x, y, everything=not cell.deception)
+    stands = np.asarray(record.pop("stands"))
+    record["robust"] = float(stands.mean())
+    record["adaptive"] = float((stands & withstands(model, cell, x, y)).mean())
+    return {**asdict(cell), **record}
+
+
+def sweep(store: Path, seconds: float, part: int, parts: int) -> None:
+    """Make the runs of one part that the store lacks, in a random order, until the time is over."""
+    known = {record["key"] for record in read(store)}
+    mine = list(cells())[part::parts]
+    missing = [mine[k] for k in np.random.default_rng(0).permutation(len(mine)) if mine[k].key not in known]
+    end = time.monotonic() + seconds
+    with (store / f"runs-{part}-of-{parts}.jsonl").open("a", encoding="utf-8") as out:
+        for cell in missing:
+            if time.monotonic() > end:
+                break
+            out.write(json.dumps({"key": cell.key, **result(cell, store)}) + "\n")
+            out.flush()
+
+
+def read(store: Path) -> list[dict[str, Any]]:
+    """The runs in a store, in the order of their keys."""
+    lines = [line for file in store.glob("runs-*.jsonl") for line in file.read_text(encoding="utf-8").splitlines()]
+    records = {record["key"]: record for record in map(json.loads, lines)}
+    return [records[key] for key in sorted(records)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", type=Path, required=True, help="folder of the runs and the trained classifiers")
+    parser.add_argument("--seconds", type=float, default=1e9, help="how long to go on")
+    parser.add_argument("--part", default="0/1", help="share the runs among processes: 0/2 and 1/2")
+    parser.add_argument("--table", action="store_true", help="run nothing; print what is there")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    arguments.store.mkdir(parents=True, exist_ok=True)
+    if not arguments.table:
+        part, parts = map(int, arguments.part.split("/"))
+        sweep(arguments.store, arguments.seconds, part, parts)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from harness.metrics.base import Rows
 from harness.statistics import clopper_pearson, mcnemar
 
 RISE = 0.005  # of robust accuracy with eps
-STRONGER_SHARE = 0.02  # of the samples: what a probe may find beyond the attack
+STRONGER_SHARE = 0.01  # of the samples: what a probe may find beyond the attack
 UNBOUNDED_SHARE = 0.05  # of the samples: what may stand where nothing is out of reach
 GUARANTEED_SHARE = 0.95  # of the tasks: what an attack must solve (Zimmermann et al. 2022, section 4)
 
@@ -23,13 +23,13 @@ def judge_probe(probe: str, judge: ProbeJudge, advice: str, rows: Rows, probe_ro
 
     Args:
         probe: the probe's name, which is the check's.
-        judge: "stronger": flagged where the probe surely fools more than 2 % of the samples that the attack did not
+        judge: "stronger": flagged where the probe surely fools more than 1 % of the samples that the attack did not
             fool. "unbounded": where surely more than 5 % of the samples withstand a budget that covers the image space
             (Athalye et al. 2018, section 3.1). "guaranteed": where the attack surely solves fewer than 95 % of the
             tasks whose solution is known to exist. Surely: by a one-sided exact binomial bound at 5 %.
         advice: what to do, half a sentence.
-        rows, probe_rows: of the cell and of the probe, with ``sample_id``, ``clean_correct`` and ``success``; for
-            "guaranteed" the probe's have ``task_posed`` and ``task_solved`` instead.
+        rows, probe_rows: of the cell and of the probe, with ``sample_id``, ``clean_correct`` and ``success``; a
+            probe that poses tasks of its own has ``task_posed`` and ``task_solved`` instead of the last two.
     """
     message = _JUDGES[judge](rows, probe_rows)
     return Check(probe, not message, f"{message}; {advice}" if message else "")
@@ -54,8 +54,9 @@ def _unbounded(rows: Rows, probe_rows: Rows) -> str:  # noqa: ARG001 - what the 
 
 
 def _guaranteed(rows: Rows, probe_rows: Rows) -> str:  # noqa: ARG001
-    posed = np.asarray(probe_rows["task_posed"], dtype=bool)
-    count, n = int((posed & np.asarray(probe_rows["task_solved"], dtype=bool)).sum()), int(posed.sum())
+    posed, solved = ("task_posed", "task_solved") if "task_posed" in probe_rows else ("clean_correct", "success")
+    there = np.asarray(probe_rows[posed], dtype=bool)
+    count, n = int((there & np.asarray(probe_rows[solved], dtype=bool)).sum()), int(there.sum())
     if n == 0 or clopper_pearson(count, n, 1 - 2 * SIGNIFICANCE).high >= GUARANTEED_SHARE:
         return ""
     return f"the attack found {count} of {n} adversarial images that are known to exist"

@@ -129,7 +129,7 @@ class BinaryView(ModelView):
         self._view = model
         self._task = task
         self._reference = None
-        self.capabilities = frozenset({"Classifier"})
+        self._own = self.capabilities = frozenset({"Classifier"})
         self.stochastic = model.stochastic
 
     @property

@@ -42,8 +42,8 @@ def probes_of(options: PGDOptions) -> Sequence[Probe]:
     if options.target is not None or options.evade != "none":
         return found
     steps, restarts = options.steps, options.restarts
-    other = "margin" if options.loss == "cross-entropy" else "cross-entropy"
-    longer = {"random_start": True, "steps": 2 * steps, "restarts": 5 * restarts}
+    other = "cross-entropy" if options.loss == "margin" else "margin"
+    longer = {"random_start": True, "steps": 2 * steps, "restarts": 3 * restarts}
     tested = {"plugin": "pgd", **shared, **ball, "steps": steps}
     return [
         *found,
@@ -51,7 +51,7 @@ def probes_of(options: PGDOptions) -> Sequence[Probe]:
         _probe("square", "square", {**ball, "queries": 100}, "stronger", _MISLED),
         _probe("other_loss", "pgd", {**shared, **ball, "loss": other, "steps": 15, "restarts": 2}, "stronger", _WEAK),
         _probe("more_noise", "noise", {**ball, "images": 100}, "stronger", _MISLED, default=False),
-        _probe("long_square", "square", {**ball, "queries": 1000}, "stronger", _MISLED, default=False),
+        _probe("long_square", "square", {**ball, "queries": 500}, "stronger", _MISLED, default=False),
         _probe("longer", "pgd", {**shared, **ball, **longer}, "stronger", _WEAK, default=False),
         _probe(
             "longer_other_loss", "pgd", {**shared, **ball, **longer, "loss": other}, "stronger", _WEAK, default=False
