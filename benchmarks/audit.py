@@ -15,6 +15,7 @@ import argparse
 import json
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,10 +33,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from harness.audit import audit, judge_probe
+from harness.audit.comparisons import tells
 from harness.datasets import DatasetFacts
 from harness.errors import ThreatError
 from harness.evaluate import Setting, ShardTask, evaluate_batch
-from harness.info import Probe, resolve
+from harness.info import Probe, ProbeJudge, resolve
 from harness.loading import BuiltModel, BuiltThreat
 from harness.models import ModelContext, ModelView, prepare
 from harness.testing.zoo import ZOO
@@ -96,10 +98,12 @@ class Cell:
 
 
 def cells() -> Iterator[Cell]:
-    """The sweep: 400 runs of deceptive classifiers (restarts 1, as by default), 304 of honest ones (restarts 2)."""
+    """The sweep: 380 runs of deceptive classifiers (restarts 1, as by default), 304 of honest ones (restarts 2)."""
     for (kind, norm), strengths in STRENGTHS.items():
         for number, eps in enumerate(strengths):
             for deception in ZOO:
+                if deception.name == "boundary-detector":
+                    continue  # what it hides is robust accuracy with rejection
                 yield Cell(f"{kind}-0", deception.name, norm, eps, 0, 150, 1)
                 if number == 2:
                     yield Cell(kind, deception.name, norm, eps, 0, 100, 1)
@@ -287,6 +291,71 @@ def read(store: Path) -> list[dict[str, Any]]:
     return [records[key] for key in sorted(records)]
 
 
+def flagged(record: Mapping[str, Any], default: bool) -> list[str]:
+    """The checks that failed in a run, judged by today's thresholds; with `default` without the further probes."""
+    names = [name for name in record["flags"] if not name.startswith("probe_")]
+    for name, (count, n, _) in record["seen"].items():
+        judge: ProbeJudge = {"probe_unbounded": "unbounded", "probe_binarised": "guaranteed"}.get(name, "stronger")  # type: ignore[assignment]
+        if (name in DEFAULT or not default) and tells(judge, int(count), int(n)):
+            names.append(name)
+    return names
+
+
+DEFAULT = {p.name for p in probes_of(PGDOptions.model_validate({"eps": 0.1})) if p.default}
+
+
+def print_tables(records: list[dict[str, Any]]) -> None:
+    """The tables of docs/audit.md."""
+    print("| deceptive classifier | half | runs | PGD says | truth | gaps | flagged by default | with all | by |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for deception in ZOO:
+        own = [record for record in records if record["deception"] == deception.name]
+        if own:
+            half = "tuning" if deception.tuned else "report"
+            print(f"| {deception.name} | {half} | {_of_deception(own)} |")
+    for half in (True, False):
+        names = {deception.name for deception in ZOO if deception.tuned == half}
+        both = [record for record in records if record["deception"] in names]
+        print(f"| **all** | {'tuning' if half else 'report'} | {_of_deception(both)} |")
+    print("\n| honest classifier | runs | PGD says | truth | flagged by default | with all | of these, gap above 2 |")
+    print("|---|---|---|---|---|---|---|")
+    honest = [record for record in records if not record["deception"]]
+    for name, kinds in (("perceptrons", "-"), ("embedded CNNs", "")):
+        own = [record for record in honest if ("-" in record["base"]) == bool(kinds)]
+        print(f"| {name} | {_of_honest(own)} |")
+    print(f"| **all** | {_of_honest(honest)} |")
+    for record in honest:
+        if names := flagged(record, default=False):
+            print(f"  flagged: {record['key']} {record['robust']:.3f} -> {record['adaptive']:.3f} {', '.join(names)}")
+    for record in records:
+        if record["deception"] and _gap(record) > GAP and not flagged(record, default=False):
+            print(f"  missed: {record['key']} {record['robust']:.3f} -> {record['adaptive']:.3f}")
+
+
+def _gap(record: Mapping[str, Any]) -> float:
+    return float(record["robust"] - record["adaptive"])
+
+
+def _of_deception(own: list[dict[str, Any]]) -> str:
+    wide = [record for record in own if _gap(record) > GAP]
+    default = sum(bool(flagged(record, default=True)) for record in wide)
+    everything = sum(bool(flagged(record, default=False)) for record in wide)
+    names = Counter(name for record in wide for name in flagged(record, default=False))
+    by = ", ".join(name.removeprefix("probe_") for name, _ in names.most_common(3))
+    robust, adaptive = (float(np.mean([record[key] for record in own])) for key in ("robust", "adaptive"))
+    return f"{len(own)} | {robust:.0%} | {adaptive:.0%} | {len(wide)} | {default} | {everything} | {by}"
+
+
+def _of_honest(own: list[dict[str, Any]]) -> str:
+    if not own:
+        return "0 | | | | |"
+    robust, adaptive = (float(np.mean([record[key] for record in own])) for key in ("robust", "adaptive"))
+    default = sum(bool(flagged(record, default=True)) for record in own)
+    all_flagged = [record for record in own if flagged(record, default=False)]
+    real = sum(_gap(record) > 0.02 for record in all_flagged)
+    return f"{len(own)} | {robust:.1%} | {adaptive:.1%} | {default} | {len(all_flagged)} | {real}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=Path, required=True, help="folder of the runs and the trained classifiers")
@@ -297,7 +366,9 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     arguments.store.mkdir(parents=True, exist_ok=True)
-    if not arguments.table:
+    if arguments.table:
+        print_tables(read(arguments.store))
+    else:
         part, parts = map(int, arguments.part.split("/"))
         sweep(arguments.store, arguments.seconds, part, parts)
 

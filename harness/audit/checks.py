@@ -22,6 +22,8 @@ LATE_STEPS = 0.10  # the part of the steps, at their end, in which a success cou
 LOST_SHARE = 0.01  # of the samples: what the attack called a success and the host did not
 ROUNDED_SHARE = 0.50  # of the successes: what may be lost in an 8-bit file (an image just over the boundary easily is)
 BLACK_BOX_SHARE = 0.01  # of the samples: what a black-box part may find that the parts with gradients did not
+REJECTED_SHARE = 0.50  # of the successes: what the model's own detector may reject
+REJECTED_ABOVE = 0.95  # quantile of the clean images' scores
 BLACK_BOX = ("square",)  # parts of an ensemble that use no gradient
 SIGNIFICANCE = 0.05
 
@@ -39,7 +41,7 @@ def audit(rows: Rows) -> list[Check]:
     """The checks whose columns are among `rows`; none for rows that are not those of an iterative attack."""
     checks = []
     for name, (columns, finding) in _CHECKS.items():
-        if all(column in rows for column in columns):
+        if all(column in rows for column in columns) and _UNLESS.get(name) not in rows:
             message = finding({column: np.asarray(rows[column]) for column in columns})
             checks.append(Check(name, not message, message))
     return checks
@@ -151,6 +153,19 @@ def _black_box_wins(rows: Rows) -> str:
     )
 
 
+def _detector_ignored(rows: Rows) -> str:
+    """An attack that does not know of a detector says nothing about it (Tramèr et al. 2020, section 3)."""
+    success = rows["success"].astype(bool)
+    limit = np.quantile(rows["clean_ood_score"], REJECTED_ABOVE) if len(success) else 0.0
+    count, n = int((success & (rows["adversarial_ood_score"] > limit)).sum()), int(success.sum())
+    if not clearly_above(count, n, REJECTED_SHARE):
+        return ""
+    return (
+        f"the model's detector rejects {count} of {n} adversarial images, and the attack did not try to evade it, so"
+        " robust accuracy with rejection is no bound; attack with evade set"
+    )
+
+
 _CHECKS: dict[str, tuple[tuple[str, ...], Callable[[Rows], str]]] = {
     "zero_gradients": (("clean_correct", "gradient_steps", "zero_gradient_steps"), _zero_gradients),
     "nonfinite_gradients": (("clean_correct", "gradient_steps", "nonfinite_gradient_steps"), _nonfinite_gradients),
@@ -163,11 +178,15 @@ _CHECKS: dict[str, tuple[tuple[str, ...], Callable[[Rows], str]]] = {
     "random_without_eot": (("stochastic", "eot"), _random_without_eot),
     "lost_by_rounding": (("success", "success_rounded"), _lost_by_rounding),
     "black_box_wins": (("clean_correct", "success", "attack"), _black_box_wins),
+    "detector_ignored": (("success", "clean_ood_score", "adversarial_ood_score"), _detector_ignored),
 }
+
+_UNLESS = {"detector_ignored": "evaded"}
+"""Columns that show that a check has no object."""
 
 _OF_PROBES = ("sample_id", "clean_correct", "success", "task_posed", "task_solved")
 
 COLUMNS: tuple[str, ...] = tuple(
-    dict.fromkeys([column for columns, _ in _CHECKS.values() for column in columns] + list(_OF_PROBES))
+    dict.fromkeys([column for columns, _ in _CHECKS.values() for column in columns] + [*_UNLESS.values(), *_OF_PROBES])
 )
 """The columns that the checks look for, in an attack's rows and in those of its probes."""

@@ -31,38 +31,41 @@ def judge_probe(probe: str, judge: ProbeJudge, advice: str, rows: Rows, probe_ro
         rows, probe_rows: of the cell and of the probe, with ``sample_id``, ``clean_correct`` and ``success``; a
             probe that poses tasks of its own has ``task_posed`` and ``task_solved`` instead of the last two.
     """
-    message = _JUDGES[judge](rows, probe_rows)
-    return Check(probe, not message, f"{message}; {advice}" if message else "")
+    count, n = _COUNTED[judge](rows, probe_rows)
+    if not tells(judge, count, n):
+        return Check(probe, True, "")
+    return Check(probe, False, f"{_SEEN[judge].format(count=count, n=n)}; {advice}")
 
 
-def _stronger(rows: Rows, probe_rows: Rows) -> str:
+def tells(judge: ProbeJudge, count: int, n: int) -> bool:
+    """Whether `count` of `n` samples, fooled, standing or solved as `judge` has it, prove that the attack failed."""
+    if judge == "guaranteed":
+        return n > 0 and clopper_pearson(count, n, 1 - 2 * SIGNIFICANCE).high < GUARANTEED_SHARE
+    return clearly_above(count, n, STRONGER_SHARE if judge == "stronger" else UNBOUNDED_SHARE)
+
+
+def _fooled_beyond(rows: Rows, probe_rows: Rows) -> tuple[int, int]:
     _, i, j = np.intersect1d(rows["sample_id"], probe_rows["sample_id"], return_indices=True)
-    right = np.asarray(rows["clean_correct"], dtype=bool)[i]
     found = _robust(rows)[i] & np.asarray(probe_rows["success"], dtype=bool)[j]
-    count, n = int(found.sum()), int(right.sum())
-    if not clearly_above(count, n, STRONGER_SHARE):
-        return ""
-    return f"the probe fooled {count} of {n} samples that the attack left standing, so robust accuracy is too high"
+    return int(found.sum()), int(np.asarray(rows["clean_correct"], dtype=bool)[i].sum())
 
 
-def _unbounded(rows: Rows, probe_rows: Rows) -> str:  # noqa: ARG001 - what the cell found at its own budget says nothing
-    right = np.asarray(probe_rows["clean_correct"], dtype=bool)
-    count, n = int(_robust(probe_rows).sum()), int(right.sum())
-    if not clearly_above(count, n, UNBOUNDED_SHARE):
-        return ""
-    return f"{count} of {n} samples withstood a budget that covers the image space, so it is the attack that fails"
+def _standing(rows: Rows, probe_rows: Rows) -> tuple[int, int]:  # noqa: ARG001 - at its own budget anything may stand
+    return int(_robust(probe_rows).sum()), int(np.asarray(probe_rows["clean_correct"], dtype=bool).sum())
 
 
-def _guaranteed(rows: Rows, probe_rows: Rows) -> str:  # noqa: ARG001
+def _solved(rows: Rows, probe_rows: Rows) -> tuple[int, int]:  # noqa: ARG001 - the tasks are the probe's own
     posed, solved = ("task_posed", "task_solved") if "task_posed" in probe_rows else ("clean_correct", "success")
     there = np.asarray(probe_rows[posed], dtype=bool)
-    count, n = int((there & np.asarray(probe_rows[solved], dtype=bool)).sum()), int(there.sum())
-    if n == 0 or clopper_pearson(count, n, 1 - 2 * SIGNIFICANCE).high >= GUARANTEED_SHARE:
-        return ""
-    return f"the attack found {count} of {n} adversarial images that are known to exist"
+    return int((there & np.asarray(probe_rows[solved], dtype=bool)).sum()), int(there.sum())
 
 
-_JUDGES = {"stronger": _stronger, "unbounded": _unbounded, "guaranteed": _guaranteed}
+_COUNTED = {"stronger": _fooled_beyond, "unbounded": _standing, "guaranteed": _solved}
+_SEEN = {
+    "stronger": "the probe fooled {count} of {n} samples that the attack had left standing: the number is too high",
+    "unbounded": "{count} of {n} samples withstood a budget that covers the image space, so the attack is blind",
+    "guaranteed": "the attack found {count} of {n} adversarial images that are known to exist",
+}
 
 
 def non_monotone(cells: Sequence[tuple[float, Rows]]) -> list[Check]:

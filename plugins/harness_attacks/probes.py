@@ -54,7 +54,7 @@ def probes_of(options: PGDOptions) -> Sequence[Probe]:
         _probe("long_square", "square", {**ball, "queries": 500}, "stronger", _MISLED, default=False),
         _probe("longer", "pgd", {**shared, **ball, **longer}, "stronger", _WEAK, default=False),
         _probe(
-            "longer_other_loss", "pgd", {**shared, **ball, **longer, "loss": other}, "stronger", _WEAK, default=False
+            "longer_other", "pgd", {**shared, **ball, **longer, "loss": other}, "stronger", _WEAK, default=False
         ),
         _probe("binarised", "binarised", {"attack": tested}, "guaranteed", _MISLED, default=False),
     ]

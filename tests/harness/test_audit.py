@@ -27,6 +27,8 @@ def honest_rows() -> dict[str, np.ndarray]:
         "eot": np.ones(N, dtype=int),
         "success_rounded": success.copy(),
         "attack": np.where(success, "apgd-ce", ""),
+        "clean_ood_score": np.linspace(0, 1, N),
+        "adversarial_ood_score": np.linspace(0, 1.05, N),
     }
 
 
@@ -45,6 +47,7 @@ def test_an_honest_attack_passes_every_check():
         "random_without_eot",
         "lost_by_rounding",
         "black_box_wins",
+        "detector_ignored",
     ]
     assert all(c.ok and c.message == "" for c in checks)
 
@@ -55,7 +58,7 @@ def test_rows_of_no_iterative_attack_have_no_audit():
 
 
 def test_columns_are_those_the_checks_read():
-    assert set(COLUMNS) == {*honest_rows(), "sample_id", "task_posed", "task_solved"}
+    assert set(COLUMNS) == {*honest_rows(), "evaded", "sample_id", "task_posed", "task_solved"}
 
 
 @pytest.mark.parametrize(("blind", "flagged"), [(1, False), (4, False), (12, True)])
@@ -146,6 +149,13 @@ def test_a_black_box_part_that_beats_the_parts_with_gradients(found, flagged):
     rows = honest_rows()
     rows["attack"][np.flatnonzero(rows["success"])[:found]] = "square"
     assert flags(rows) == (["black_box_wins"] if flagged else [])
+
+
+def test_a_detector_that_rejects_most_adversarial_images_must_be_attacked_too():
+    rows = honest_rows()
+    rows["adversarial_ood_score"] += 0.4
+    assert flags(rows) == ["detector_ignored"]
+    assert flags({**rows, "evaded": np.zeros(N, dtype=bool)}) == []
 
 
 @pytest.mark.parametrize("empty", [0, 1])
