@@ -156,11 +156,11 @@ def train(seed: int, adversarial: bool) -> nn.Module:
         # The budget grows: a net that meets the whole of it at once learns nothing.
         eps = 0.15 * min(1.0, (epoch + 1) / 10)
         recipe = Adversarial.model_validate({"norm": "linf", "eps": eps, "steps": 5})
-        for index in torch.randperm(len(x), generator=generator).split(64):
+        for index in torch.randperm(len(x), generator=generator).split(64):  # type: ignore[no-untyped-call]
             batch = perturb(module, x[index], y[index], recipe, generator) if adversarial else x[index]
             module.train()
             optimizer.zero_grad()
-            nn.functional.cross_entropy(module(batch), y[index]).backward()
+            nn.functional.cross_entropy(module(batch), y[index]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     return module.eval()
 
@@ -313,10 +313,10 @@ def print_tables(records: list[dict[str, Any]]) -> None:
         if own:
             half = "tuning" if deception.tuned else "report"
             print(f"| {deception.name} | {half} | {_of_deception(own)} |")
-    for half in (True, False):
-        names = {deception.name for deception in ZOO if deception.tuned == half}
+    for tuned in (True, False):
+        names = {deception.name for deception in ZOO if deception.tuned == tuned}
         both = [record for record in records if record["deception"] in names]
-        print(f"| **all** | {'tuning' if half else 'report'} | {_of_deception(both)} |")
+        print(f"| **all** | {'tuning' if tuned else 'report'} | {_of_deception(both)} |")
     print("\n| honest classifier | runs | PGD says | truth | flagged by default | with all | of these, gap above 2 |")
     print("|---|---|---|---|---|---|---|")
     honest = [record for record in records if not record["deception"]]
@@ -325,8 +325,8 @@ def print_tables(records: list[dict[str, Any]]) -> None:
         print(f"| {name} | {_of_honest(own)} |")
     print(f"| **all** | {_of_honest(honest)} |")
     for record in honest:
-        if names := flagged(record, default=False):
-            print(f"  flagged: {record['key']} {record['robust']:.3f} -> {record['adaptive']:.3f} {', '.join(names)}")
+        if found := flagged(record, default=False):
+            print(f"  flagged: {record['key']} {record['robust']:.3f} -> {record['adaptive']:.3f} {', '.join(found)}")
     for record in records:
         if record["deception"] and _gap(record) > GAP and not flagged(record, default=False):
             print(f"  missed: {record['key']} {record['robust']:.3f} -> {record['adaptive']:.3f}")

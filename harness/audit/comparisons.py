@@ -13,7 +13,7 @@ from harness.metrics.base import Rows
 from harness.statistics import clopper_pearson, mcnemar
 
 RISE = 0.005  # of robust accuracy with eps
-STRONGER_SHARE = 0.01  # of the samples: what a probe may find beyond the attack
+STRONGER_SHARE = 0.015  # of the samples: what a probe may find beyond the attack
 UNBOUNDED_SHARE = 0.05  # of the samples: what may stand where nothing is out of reach
 GUARANTEED_SHARE = 0.95  # of the tasks: what an attack must solve (Zimmermann et al. 2022, section 4)
 
@@ -23,7 +23,7 @@ def judge_probe(probe: str, judge: ProbeJudge, advice: str, rows: Rows, probe_ro
 
     Args:
         probe: the probe's name, which is the check's.
-        judge: "stronger": flagged where the probe surely fools more than 1 % of the samples that the attack did not
+        judge: "stronger": flagged where the probe surely fools more than 1.5 % of the samples that the attack did not
             fool. "unbounded": where surely more than 5 % of the samples withstand a budget that covers the image space
             (Athalye et al. 2018, section 3.1). "guaranteed": where the attack surely solves fewer than 95 % of the
             tasks whose solution is known to exist. Surely: by a one-sided exact binomial bound at 5 %.

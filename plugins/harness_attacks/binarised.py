@@ -112,7 +112,8 @@ class Binarised:
         order = {"linf": float("inf"), "l2": 2, "l1": 1}[self.ball.norm]
         size = torch.linalg.vector_norm((images - x).double().flatten(1), ord=order, dim=1)
         in_box = (images.flatten(1) >= 0).all(dim=1) & (images.flatten(1) <= 1).all(dim=1)
-        return in_box & (size <= self.ball.eps * (1 + 1e-6) + 1e-6)
+        inside: Tensor = in_box & (size <= self.ball.eps * (1 + 1e-6) + 1e-6)
+        return inside
 
 
 class Task:

@@ -70,7 +70,8 @@ def surface_points(x: Tensor, norm: Norm, eps: float, draws: Draws, number: int)
         direction = draws.normal("direction", number, shape)
         length = torch.linalg.vector_norm(direction, dim=(1, 2, 3), keepdim=True)
         # 1e-6 inside, so that rounding to float32 does not leave the ball.
-        return (x + direction * (eps * (1 - 1e-6) / length)).clamp(0, 1)
+        moved: Tensor = x + direction * (eps * (1 - 1e-6) / length)
+        return moved.clamp(0, 1)
     sign = draws.rademacher("sign", number, shape)
     if norm == "linf":
         return (x + eps * sign).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""The attacks that audit PGD: they run beside a cell, to tell an attack that failed from a model that withstood."""
+"""The attacks that audit an attack: they run beside its cell, to tell one that failed from a model that withstood."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from harness.info import Probe, ProbeJudge
 
 if TYPE_CHECKING:
+    from harness_attacks.ball_options import BallOptions
     from harness_attacks.options import PGDOptions
 
 FEW = 64  # samples of a default probe
@@ -53,10 +54,25 @@ def probes_of(options: PGDOptions) -> Sequence[Probe]:
         _probe("more_noise", "noise", {**ball, "images": 100}, "stronger", _MISLED, default=False),
         _probe("long_square", "square", {**ball, "queries": 500}, "stronger", _MISLED, default=False),
         _probe("longer", "pgd", {**shared, **ball, **longer}, "stronger", _WEAK, default=False),
-        _probe(
-            "longer_other", "pgd", {**shared, **ball, **longer, "loss": other}, "stronger", _WEAK, default=False
-        ),
+        _probe("longer_other", "pgd", {**shared, **ball, **longer, "loss": other}, "stronger", _WEAK, default=False),
         _probe("binarised", "binarised", {"attack": tested}, "guaranteed", _MISLED, default=False),
+    ]
+
+
+def probes_of_ball(options: BallOptions) -> Sequence[Probe]:
+    """The probes of any other attack with a norm and a budget: `noise`, `square` and PGD on the margin.
+
+    By default 172 model calls, forward and backward, on each of the first 64 samples at most.
+    """
+    if not options.eps > 0:
+        return ()
+    ball = {"norm": options.norm, "eps": options.model_dump(mode="json")["eps"]}
+    return [
+        _probe("noise", "noise", {**ball, "images": 10}, "stronger", _MISLED),
+        _probe("square", "square", {**ball, "queries": 100}, "stronger", _MISLED),
+        _probe("margin", "pgd", {**ball, "loss": "margin", "steps": 15, "restarts": 2}, "stronger", _WEAK),
+        _probe("long_square", "square", {**ball, "queries": 500}, "stronger", _MISLED, default=False),
+        _probe("long_margin", "pgd", {**ball, "loss": "margin", "restarts": 3}, "stronger", _WEAK, default=False),
     ]
 
 

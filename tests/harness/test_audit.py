@@ -153,7 +153,7 @@ def test_a_black_box_part_that_beats_the_parts_with_gradients(found, flagged):
 
 def test_a_detector_that_rejects_most_adversarial_images_must_be_attacked_too():
     rows = honest_rows()
-    rows["adversarial_ood_score"] += 0.4
+    rows["adversarial_ood_score"] += 1.0
     assert flags(rows) == ["detector_ignored"]
     assert flags({**rows, "evaded": np.zeros(N, dtype=bool)}) == []
 

@@ -7,11 +7,14 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
+from harness_attacks.noise import NoiseOptions
 from harness_attacks.options import PGDOptions
-from harness_attacks.probes import FEW, probes_of
+from harness_attacks.probes import FEW, probes_of, probes_of_ball
 
+from harness.audit import audit
 from harness.info import resolve
 from harness.testing.zoo import ZOO
 
@@ -47,6 +50,20 @@ def test_probes_have_names_of_their_own_and_options_that_their_threats_accept(be
 def test_a_probe_keeps_the_budget_as_it_was_written() -> None:
     written = {probe.table["eps"] for probe in probes_of(options()) if "eps" in probe.table}
     assert written == {"8/255"}
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_every_probe_runs_in_every_norm(benchmark_of_audit, plain_cnn, digits, norm: str) -> None:
+    x, y = digits[0][:6], digits[1][:6]
+    table = {"norm": norm, "eps": {"linf": 0.1, "l2": 0.5, "l1": 2.0}[norm], "steps": 3}
+    rest = probes_of_ball(NoiseOptions.model_validate({"norm": norm, "eps": table["eps"]}))
+    for probe in [*probes_of(options(**table)), *rest]:
+        threat = benchmark_of_audit.threat_of(probe.plugin, {**probe.table, **SHORT.get(probe.plugin, {})})
+        rows = benchmark_of_audit.rows_of(plain_cnn, threat, x, y, 0)
+        assert {"clean_correct", "success"} <= set(rows) or {"task_posed", "task_solved"} <= set(rows)
+
+
+SHORT = {"square": {"queries": 5}, "noise": {"images": 2}, "pgd": {"restarts": 1, "steps": 3}}
 
 
 def test_the_other_loss_is_another() -> None:
@@ -114,10 +131,35 @@ def test_each_mechanism_is_flagged_by_default(benchmark_of_audit, plain_cnn, dig
 
 
 def test_honest_models_are_not_flagged(benchmark_of_audit, digits_cnn, digits) -> None:
-    x, y = digits[0][:64], digits[1][:64]
-    cell = benchmark_of_audit.Cell("either", "", "linf", 0.08, 0, 64, 2)
+    x, y = digits[0][:32], digits[1][:32]
+    cell = benchmark_of_audit.Cell("either", "", "linf", 0.1, 0, 32, 1)
     record = benchmark_of_audit.evaluated(digits_cnn, cell, x, y, everything=False)
     assert record["flags"] == {}
+
+
+def test_a_detector_at_the_boundary_stops_plain_pgd_and_not_an_adaptive_attack(
+    benchmark_of_audit, plain_cnn, digits
+) -> None:
+    """Scores beside the rows, as the host adds them for a model with a detector."""
+    x, y = digits[0][:48], digits[1][:48]
+    model = next(d.wrap for d in ZOO if d.name == "boundary-detector")(plain_cnn)
+
+    def attacked(**table) -> tuple[float, list[str]]:
+        threat = benchmark_of_audit.threat_of("pgd", {"eps": 0.2, "steps": 15, **table})
+        rows = dict(benchmark_of_audit.rows_of(model, threat, x, y, 0))
+        with torch.no_grad():
+            rows["clean_ood_score"] = model.ood_score(x).numpy()
+            rows["adversarial_ood_score"] = model.ood_score(torch.from_numpy(rows["adversarial"])).numpy()
+        limit = np.quantile(rows["clean_ood_score"], 0.95)
+        evaded = rows["success"] & (rows["adversarial_ood_score"] <= limit)
+        return float(evaded.mean()), [check.check for check in audit(rows) if not check.ok]
+
+    naive, flags = attacked()
+    adaptive, no_flags = attacked(early_stop=False, loss="margin")
+    assert naive < 0.2
+    assert adaptive > 0.8
+    assert "detector_ignored" in flags
+    assert "detector_ignored" not in no_flags
 
 
 @pytest.mark.slow
