@@ -6,6 +6,7 @@ Zimmermann et al. 2022, *Increasing Confidence in Adversarial Robustness Evaluat
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError, ThreatError
@@ -49,6 +50,8 @@ class Binarised:
     Columns, one row a sample that the model classifies rightly or not:
         task_posed: whether there was a task with a known solution.
         task_solved: whether the image that the attack returned, inside the budget, is on the far side.
+        task_lead: float64, how far beyond the boundary that image is, in gaps between the highest point well inside
+            and the known solution; negative if not beyond, NaN where no task was posed.
     """
 
     budget: Budget | None = None
@@ -68,14 +71,16 @@ class Binarised:
             posed = task.posed & (clean[:, 1] < clean[:, 0])
         index = posed.nonzero()[:, 0]
         solved = torch.zeros_like(posed)
+        lead = torch.full_like(task.gap, math.nan)
         if len(index):
             y = torch.zeros_like(index)
             given = Batch(batch.x[index], y, batch.ids[index], batch.draws[index], clean[index], y)
             images = torch.as_tensor(self.attack.run(binary, given)["adversarial"])
             with torch.no_grad():
                 answers = _logits(binary, images, given.draws)
-            solved[index] = (answers[:, 1] > answers[:, 0]) & self._inside(images, given.x)
-        return {"task_posed": posed, "task_solved": solved}
+            lead[index] = (answers[:, 1] - answers[:, 0]) / task.gap[index]
+            solved[index] = (lead[index] > 0) & self._inside(images, given.x)
+        return {"task_posed": posed, "task_solved": solved, "task_lead": lead}
 
     def _pose(self, model: ModelView, batch: Batch) -> Task:
         """A task for each sample."""
@@ -96,15 +101,16 @@ class Binarised:
         # Measured in the spread of the logits over the ball; a logit that never changes has no part.
         weight = torch.where(spread > 0, 1 / spread.clamp_min(1e-300), 0.0)
         directions = draws.normal("readout", 0, (DIRECTIONS, weight.shape[1]), torch.float64) * weight[:, None]
-        highest = torch.einsum("pbk,bdk->pbd", inside, directions).amax(dim=0)
-        solution = torch.einsum("pbk,bdk->pbd", outside, directions).amax(dim=0)  # (B, directions)
+        highest = (inside[:, :, None] * directions).sum(dim=3).amax(dim=0)
+        solution = (outside[:, :, None] * directions).sum(dim=3).amax(dim=0)  # (B, directions)
         best = (solution - highest).nan_to_num(nan=-math.inf).argmax(dim=1, keepdim=True)
         highest, solution = highest.gather(1, best)[:, 0], solution.gather(1, best)[:, 0]
         direction = directions[torch.arange(len(best), device=best.device), best[:, 0]]
         # A gap of a few float32 spacings of the logits is no boundary.
         fine = 1e-6 * (inside[0] * direction).abs().sum(dim=1)
         threshold = highest + CLOSENESS * (solution - highest)
-        return Task(direction, threshold, torch.isfinite(solution) & (solution - highest > fine))
+        posed = torch.isfinite(solution) & (solution - highest > fine)
+        return Task(direction, threshold, solution - highest, posed)
 
     def _inside(self, images: Tensor, x: Tensor) -> Tensor:
         import torch
@@ -116,11 +122,20 @@ class Binarised:
         return inside
 
 
+@dataclass(frozen=True)
 class Task:
-    """Linear readouts: class 1 where ``direction . logits > threshold``; (B, K), (B,) float64 and bool (B,)."""
+    """Linear readouts: class 1 where ``direction . logits > threshold``; of n samples.
 
-    def __init__(self, direction: Tensor, threshold: Tensor, posed: Tensor) -> None:
-        self.direction, self.threshold, self.posed = direction, threshold, posed
+    Attributes:
+        direction: float64 (n, K).
+        threshold, gap: float64 (n,); the gap is between the highest point well inside and the known solution.
+        posed: bool (n,), whether there is such a gap.
+    """
+
+    direction: Tensor
+    threshold: Tensor
+    gap: Tensor
+    posed: Tensor
 
 
 class BinaryView(ModelView):

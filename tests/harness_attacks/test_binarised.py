@@ -83,6 +83,7 @@ def test_the_solution_is_there_and_only_counts_inside_the_budget(plain_cnn, digi
     known = test_of(plain_cnn, Binarised(Remembered(0.1), Budget("linf", 0.1), 32), x, y)
     assert known["task_posed"].all()
     assert known["task_solved"].all()
+    assert known["task_lead"] == pytest.approx(0.05, abs=1e-3)  # the boundary is at 95 % of the gap
     cheated = test_of(plain_cnn, Binarised(Remembered(0.1, 1.5), Budget("linf", 0.1), 32), x, y)
     assert not cheated["task_solved"].any()
 
