@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harness.audit import COLUMNS, Check, audit, non_monotone
+from harness.audit import COLUMNS, Check, audit, judge_probe, non_monotone
 
 N = 200
 
@@ -23,6 +23,12 @@ def honest_rows() -> dict[str, np.ndarray]:
         "loss_last": np.full(N, -1.0),
         "success_step": np.where(success, 7, -1),
         "steps": np.full(N, 40),
+        "stochastic": np.zeros(N, dtype=bool),
+        "eot": np.ones(N, dtype=int),
+        "success_rounded": success.copy(),
+        "attack": np.where(success, "apgd-ce", ""),
+        "clean_ood_score": np.linspace(0, 1, N),
+        "adversarial_ood_score": np.linspace(0, 1.05, N),
     }
 
 
@@ -37,6 +43,11 @@ def test_an_honest_attack_passes_every_check():
         "nonfinite_gradients",
         "loss_not_increasing",
         "not_converged",
+        "silent_success",
+        "random_without_eot",
+        "lost_by_rounding",
+        "black_box_wins",
+        "detector_ignored",
     ]
     assert all(c.ok and c.message == "" for c in checks)
 
@@ -47,7 +58,7 @@ def test_rows_of_no_iterative_attack_have_no_audit():
 
 
 def test_columns_are_those_the_checks_read():
-    assert set(COLUMNS) == set(honest_rows())
+    assert set(COLUMNS) == {*honest_rows(), "evaded", "sample_id", "task_posed", "task_solved"}
 
 
 @pytest.mark.parametrize(("blind", "flagged"), [(1, False), (4, False), (12, True)])
@@ -107,6 +118,46 @@ def test_two_late_successes_of_twenty_prove_nothing_but_five_do():
     assert flags(rows) == ["not_converged"]
 
 
+@pytest.mark.parametrize(("lost", "flagged"), [(3, False), (8, True)])
+def test_images_that_the_attack_believed_in_and_the_host_does_not(lost, flagged):
+    rows = honest_rows()
+    rows["success"][np.flatnonzero(rows["success"])[:lost]] = False
+    rows["loss_last"][:] = 1.0
+    assert flags(rows) == (["silent_success"] if flagged else [])
+    rows["stochastic"][:] = True
+    rows["eot"][:] = 10
+    assert flags(rows) == []  # a lucky draw is no lost success
+
+
+def test_a_random_model_needs_eot():
+    rows = honest_rows()
+    rows["stochastic"][:] = True
+    assert flags(rows) == ["random_without_eot"]
+    rows["eot"][:] = 10
+    assert flags(rows) == []
+
+
+@pytest.mark.parametrize(("lost", "flagged"), [(50, False), (70, True)])
+def test_images_that_only_fool_between_grey_levels(lost, flagged):
+    rows = honest_rows()
+    rows["success_rounded"][np.flatnonzero(rows["success"])[:lost]] = False
+    assert flags(rows) == (["lost_by_rounding"] if flagged else [])
+
+
+@pytest.mark.parametrize(("found", "flagged"), [(2, False), (8, True)])
+def test_a_black_box_part_that_beats_the_parts_with_gradients(found, flagged):
+    rows = honest_rows()
+    rows["attack"][np.flatnonzero(rows["success"])[:found]] = "square"
+    assert flags(rows) == (["black_box_wins"] if flagged else [])
+
+
+def test_a_detector_that_rejects_most_adversarial_images_must_be_attacked_too():
+    rows = honest_rows()
+    rows["adversarial_ood_score"] += 1.0
+    assert flags(rows) == ["detector_ignored"]
+    assert flags({**rows, "evaded": np.zeros(N, dtype=bool)}) == []
+
+
 @pytest.mark.parametrize("empty", [0, 1])
 def test_cells_without_attacked_samples_pass(empty):
     rows = {k: v[:empty] for k, v in honest_rows().items()}
@@ -134,3 +185,54 @@ def test_a_rise_with_eps_is_flagged_with_both_numbers_whatever_the_order_of_rows
 def test_a_rise_by_a_few_samples_is_noise():
     assert non_monotone([cell(0.1, 100), cell(0.2, 104)])[0].ok
     assert not non_monotone([cell(0.1, 100), cell(0.2, 105)])[0].ok
+
+
+def probed(stands: int, n: int = 64, right: int = 64) -> dict[str, np.ndarray]:
+    ids = np.arange(n)
+    return {"sample_id": ids, "clean_correct": ids < right, "success": (ids >= stands) & (ids < right)}
+
+
+def verdict(judge, rows, probe_rows) -> str:
+    check = judge_probe("probe_x", judge, "do this", rows, probe_rows)
+    assert check.check == "probe_x"
+    assert check.ok == (check.message == "")
+    return check.message
+
+
+@pytest.mark.parametrize(("more", "flagged"), [(0, False), (2, False), (8, True)])
+def test_a_probe_that_fools_what_the_attack_did_not(more, flagged):
+    message = verdict("stronger", probed(40), probed(40 - more))
+    assert bool(message) == flagged
+    if flagged:
+        assert message.startswith(f"the probe fooled {more} of 64 samples")
+        assert message.endswith("; do this")
+
+
+def test_a_weaker_probe_says_nothing():
+    assert verdict("stronger", probed(10), probed(60)) == ""
+
+
+def test_probe_rows_meet_their_samples_whatever_the_order():
+    rows = probed(180, n=N, right=N)
+    shuffled = np.random.default_rng(0).permutation(64)
+    probe_rows = {name: column[shuffled] for name, column in probed(50).items()}
+    assert "14 of 64" in verdict("stronger", rows, probe_rows)
+
+
+@pytest.mark.parametrize(("stands", "flagged"), [(0, False), (4, False), (10, True)])
+def test_nothing_withstands_an_unbounded_budget(stands, flagged):
+    assert bool(verdict("unbounded", probed(60), probed(stands))) == flagged
+
+
+@pytest.mark.parametrize(("solved", "flagged"), [(64, False), (58, False), (50, True)])
+def test_guaranteed_images_are_found(solved, flagged):
+    ids = np.arange(70)
+    probe_rows = {"sample_id": ids, "task_posed": ids < 64, "task_solved": (ids < solved) | (ids >= 64)}
+    assert bool(verdict("guaranteed", probed(60), probe_rows)) == flagged
+    own = {"sample_id": ids, "clean_correct": ids < 64, "success": ids < solved}
+    assert bool(verdict("guaranteed", probed(60), own)) == flagged
+
+
+@pytest.mark.parametrize("judge", ["stronger", "unbounded", "guaranteed"])
+def test_a_probe_without_samples_raises_no_flag(judge):
+    assert verdict(judge, probed(5), probed(0, n=3, right=0)) == ""
