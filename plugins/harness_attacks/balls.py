@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from harness.randomness import Draws
+    from harness.threats import Norm
 
 # A step in l2 lands this much inside the ball, relatively, so that rounding the image to float32 cannot leave it.
 _INSIDE = 1 - 1e-6
@@ -33,10 +34,14 @@ class Ball(Protocol):
         ...
 
 
-def balls_around(x: Tensor, norm: Literal["linf", "l2"], eps: float) -> Ball:
+def balls_around(x: Tensor, norm: Norm, eps: float) -> Ball:
     """The balls of radius `eps` around images `x` (n, C, H, W) in [0, 1]."""
     if norm == "l2":
         return L2Ball(x, eps)
+    if norm == "l1":
+        from harness_attacks.l1 import L1Ball
+
+        return L1Ball(x, eps)
     lower, upper = _bounds(x, eps)
     return LinfBall(lower, upper, eps)
 

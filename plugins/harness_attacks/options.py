@@ -33,7 +33,7 @@ def _target(value: Any) -> Target:
 class PGDOptions(Options):
     """Options of `pgd`."""
 
-    norm: Literal["linf", "l2"] = option("linf", help="norm of the perturbation, over all entries of an image")
+    norm: Literal["linf", "l2", "l1"] = option("linf", help="norm of the perturbation, over all entries of an image")
     eps: Amount = option(help="largest norm of the perturbation; 0 leaves the images alone", unit="[0, 1] pixel values")
     steps: int = option(40, help="gradient steps in each restart", ge=1)
     step_size: Amount | None = option(

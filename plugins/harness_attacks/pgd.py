@@ -175,11 +175,12 @@ def build(options: PGDOptions, context: ThreatContext) -> PGD:
     Raises:
         HarnessError: a budget larger than the image space, or a target that is not a class.
     """
-    diameter = math.sqrt(math.prod(context.data.shape))
-    if options.norm == "l2" and options.eps > diameter:
+    size = math.prod(context.data.shape)
+    diameter = {"linf": 1.0, "l2": math.sqrt(size), "l1": float(size)}[options.norm]
+    if options.eps > diameter:
         shape = "x".join(map(str, context.data.shape))
         raise HarnessError(
-            f"pgd: eps {options.eps} is more than the l2 diameter {diameter:.4g} of {shape} images in [0, 1]"
+            f"pgd: eps {options.eps} is more than the {options.norm} diameter {diameter:.4g} of {shape} images in [0, 1]"
             + in_255ths(options.eps)
         )
     classes = context.data.num_classes

@@ -39,7 +39,7 @@ NO_TARGET = ' is not a target: expected "random", "least-likely" or the index of
         ({"eps": 0.1, "target": "worst"}, "target", "'worst'" + NO_TARGET),
         ({"eps": 0.1, "target": True}, "target", "True" + NO_TARGET),
         ({"eps": 0.1, "target": -1}, "target", "-1" + NO_TARGET),
-        ({"eps": 0.1, "norm": "l1"}, "norm", "Input should be 'linf' or 'l2'"),
+        ({"eps": 0.1, "norm": "l3"}, "norm", "Input should be 'linf', 'l2' or 'l1'"),
         ({"eps": 0.1, "epz": 0.1}, "epz", "Extra inputs are not permitted"),
         ({}, "eps", "Field required"),
     ],
