@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 
     from harness.randomness import Draws
 
-# Share of the entries that a step moves. One entry alone is the steepest ascent of a linear loss in l1, but a loss is
-# not linear over a step, and forty steps then change forty entries at most.
-_MOVED = 0.1
+# A step moves 1 % of the entries, as in SLIDE, but 3 at least. One entry alone is the steepest ascent of a linear loss
+# in l1, but a loss is not linear over a step. Measured, robust accuracy after 40 steps for shares of 1 entry, 3 %, 5 %,
+# 10 %, 20 %: digits CNN at eps 1.5 18.1, 15.7, 17.9, 26.7, 48.3 %; ResNet-20 (CIFAR-10, 20 steps) at eps 3 for 1 entry,
+# 0.2, 1, 5, 20 %: 53, 19, 12.5, 16, 44 %.
+_MOVED, _LEAST_MOVED = 0.01, 3
 _ROUNDS = 100  # a bisection of a float64 ends long before
 
 
@@ -40,18 +42,17 @@ class L1Ball:
         return project_l1(x.add_(centre), self.centre, self.eps)
 
     def step_(self, x: Tensor, gradient: Tensor, size: float) -> None:
-        x.copy_(project_l1(x + sparse_ascent(x, gradient, _MOVED) * size, self.centre, self.eps))
+        x.copy_(project_l1(x + sparse_ascent(x, gradient) * size, self.centre, self.eps))
 
 
-def sparse_ascent(x: Tensor, gradient: Tensor, share: float) -> Tensor:
-    """Directions of l1 norm 1, as in SLIDE (Tramer & Boneh 2019, arXiv 1904.13000, section 4.2) and APGD-l1.
+def sparse_ascent(x: Tensor, gradient: Tensor) -> Tensor:
+    """Directions of l1 norm 1, as in SLIDE (Tramèr & Boneh 2019, arXiv 1904.13000, section 4.2) and APGD-l1.
 
     The entries with the largest gradients move, all equally far; an entry at 0 or 1 that is pushed out of the box is
     none of them. Zero where the gradient is zero.
 
     Args:
         x, gradient: (n, C, H, W).
-        share: of the entries to move, in (0, 1].
     """
     import torch
 
@@ -59,7 +60,8 @@ def sparse_ascent(x: Tensor, gradient: Tensor, share: float) -> Tensor:
     place = x.flatten(1)
     free = torch.where(pushed > 0, place < 1, place > 0)
     size = pushed.abs() * free
-    top, index = size.topk(max(1, round(share * size.shape[1])), dim=1, sorted=False)
+    moved = min(max(_LEAST_MOVED, round(_MOVED * size.shape[1])), size.shape[1])
+    top, index = size.topk(moved, dim=1, sorted=False)
     sign = pushed.gather(1, index).sign() * (top > 0)
     count = sign.abs().sum(dim=1, keepdim=True).clamp_min_(1.0)
     return torch.zeros_like(pushed).scatter_(1, index, sign / count).reshape(x.shape)
