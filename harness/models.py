@@ -127,6 +127,11 @@ class ModelView:
         return tag
 
     @property
+    def logits_from(self) -> str:
+        """Which answer `logits` is: "logits", or "class_log_prob" for a class density without a classifier."""
+        return "logits" if "Classifier" in self._own else "class_log_prob"
+
+    @property
     def ood_score_name(self) -> str:
         """Which score `ood_score` is: "own", or "max-softmax" for a classifier without one."""
         return "own" if "Detector" in self._own else "max-softmax"

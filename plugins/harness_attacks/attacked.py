@@ -21,6 +21,7 @@ class Standing:
     Attributes:
         rows: int64 (n,), the samples' rows in the batch.
         labels, targets: int64 (n,); a target is -1 where any wrong class will do.
+        scale: float64 (n, 1), what their logits are multiplied by first (see `losses.sharpened`); None for 1.
         score: float64 (n,), how strong the strongest image so far is (see `Findings`).
         loss_first: float64 (n,), the loss at the start of this restart.
     """
@@ -28,6 +29,7 @@ class Standing:
     rows: Tensor
     labels: Tensor
     targets: Tensor
+    scale: Tensor | None
     draws: Draws
     ball: Ball
     score: Tensor
@@ -40,7 +42,8 @@ class Standing:
         """Those at `index` (int64): the others have fallen."""
         # index_select takes a third of the time of indexing; these lines run whenever a sample falls.
         kept = {name: getattr(self, name).index_select(0, index) for name in _TENSORS}
-        return Standing(**kept, draws=self.draws[index], ball=self.ball[index])
+        scale = None if self.scale is None else self.scale.index_select(0, index)
+        return Standing(**kept, scale=scale, draws=self.draws[index], ball=self.ball[index])
 
 
 _TENSORS = ("rows", "labels", "targets", "score", "loss_first")
@@ -52,12 +55,12 @@ class Findings:
 
     Attributes:
         best: (B, C, H, W), the strongest image met.
-        score: float64, its margin: the largest logit of another class minus the label's; infinite once the target is
-            reached.
+        score: float64, how strong it is: its margin, the largest logit of another class minus the label's; infinite
+            once the target is reached; where a detector is evaded too, see `Evasion.strength`.
         loss_first, loss_last: float64, the loss at the first and the last image of the sample's latest restart.
         gradient_steps: int64, gradients spent, all restarts together; of these
         zero_gradient_steps were zero in every entry and nonfinite_gradient_steps had an infinite or NaN entry.
-        restart, success_step: int64, when the sample was first misclassified: the restart, and the gradient steps
+        restart, success_step: int64, when the sample first fell: the restart, and the gradient steps
             taken in it; -1 if it never was.
     """
 

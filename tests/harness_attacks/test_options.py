@@ -80,9 +80,15 @@ def test_options_are_shown_as_they_were_written() -> None:
         "steps": 40,
         "step_size": None,
         "random_start": True,
+        "schedule": "constant",
         "restarts": 1,
         "loss": "cross-entropy",
         "target": None,
+        "targets": None,
+        "eot": 1,
+        "evade": "none",
+        "evade_weight": 1.0,
+        "evade_fpr": 0.05,
         "early_stop": True,
     }
     with pytest.raises(ValidationError):

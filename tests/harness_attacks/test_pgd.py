@@ -237,6 +237,10 @@ def test_a_target_is_never_the_label_and_is_reported(attack: Any, plain_cnn: Any
 def test_without_a_target_there_are_no_columns_of_it(attack: Any, plain_cnn: Any, digits: Any) -> None:
     assert set(attack(plain_cnn, digits[0][:4], digits[1][:4], eps=0.1, steps=1)) == {
         "adversarial",
+        "loss",
+        "logit_scale",
+        "stochastic",
+        "eot",
         "steps",
         "gradient_steps",
         "zero_gradient_steps",
