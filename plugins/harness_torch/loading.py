@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from harness import checkpoints
+from harness.bpda import declare_surrogate
 from harness.errors import HarnessError, MissingDataError, ModelError, did_you_mean
 
 BUILTIN = "builtin:"
@@ -69,8 +70,8 @@ def find_file(name: str, folder: Path, what: str) -> Path:
     return path
 
 
-def load_factory(path: str) -> Callable[..., Any]:
-    """The callable behind ``"package.module:callable"``.
+def load_factory(path: str, what: str = "factory") -> Callable[..., Any]:
+    """The callable behind ``"package.module:callable"``; `what` it is, for messages.
 
     Raises:
         ModelError: one line with the cause.
@@ -81,16 +82,16 @@ def load_factory(path: str) -> Callable[..., Any]:
     except ModuleNotFoundError as error:
         missing = error.name or module_name
         advice = "install it, or put it beside the suite file"
-        raise ModelError(f"factory '{path}': there is no module '{missing}'; {advice}") from error
+        raise ModelError(f"{what} '{path}': there is no module '{missing}'; {advice}") from error
     except Exception as error:
-        raise ModelError(f"factory '{path}': importing {module_name} failed: {one_line(error)}") from error
+        raise ModelError(f"{what} '{path}': importing {module_name} failed: {one_line(error)}") from error
     for part in attribute.split("."):
         if not hasattr(target, part):
             near = did_you_mean(part, [name for name in dir(target) if not name.startswith("_")])
-            raise ModelError(f"factory '{path}': {module_name} has no attribute '{attribute}'{near}")
+            raise ModelError(f"{what} '{path}': {module_name} has no attribute '{attribute}'{near}")
         target = getattr(target, part)
     if not callable(target):
-        raise ModelError(f"factory '{path}' is a {type(target).__name__}, not something to call")
+        raise ModelError(f"{what} '{path}' is a {type(target).__name__}, not something to call")
     result: Callable[..., Any] = target
     return result
 
@@ -168,6 +169,22 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
     problems += [f"not in the model: {_some(result.unexpected_keys)}"] if result.unexpected_keys else []
     if problems:
         raise ModelError(f"{where} does not fit the model: {'; '.join(problems)}")
+
+
+def declare(module: nn.Module, name: str, surrogate: str) -> None:
+    """Give the submodule `name` the gradient of a surrogate: "identity", or the callable behind a path.
+
+    Raises:
+        ModelError: no such submodule, or no such callable.
+    """
+    steps = dict(module.named_modules())
+    if not name or name not in steps:
+        known = [step for step in steps if step]
+        near = did_you_mean(name, known)
+        raise ModelError(f"surrogates: the module has no submodule '{name}'{near} (it has {_some(known)})")
+    if surrogate != "identity" and ":" not in surrogate:
+        raise ModelError(f'surrogates: \'{surrogate}\' is neither "identity" nor "package.module:callable"')
+    declare_surrogate(steps[name], None if surrogate == "identity" else load_factory(surrogate, "surrogate"))
 
 
 def load_program(path: Path, device: str) -> nn.Module:

@@ -14,6 +14,7 @@ from harness.errors import ModelError
 from harness.models import ModelContext
 from harness.randomness import Draws
 from harness_torch.loading import (
+    declare,
     fill,
     find_checkpoint,
     find_file,
@@ -53,6 +54,8 @@ class Source:
             fill(
                 module, read_weights(self.weights, self.options.key, self.options.prefix), f"checkpoint {self.weights}"
             )
+        for name, surrogate in self.options.surrogates.items():
+            declare(module, name, surrogate)
         return module
 
 
@@ -78,7 +81,8 @@ class TorchClassifier(nn.Module):
         self.module = module
         factory = source.options.factory
         self.files: tuple[Path, ...] = tuple(path for path in (source.weights, source.program) if path is not None)
-        self.source_modules: tuple[str, ...] = (factory.partition(":")[0],) if factory else ()
+        named = [*([factory] if factory else []), *source.options.surrogates.values()]
+        self.source_modules: tuple[str, ...] = tuple(path.partition(":")[0] for path in named if ":" in path)
         normalize = source.options.normalize or Normalize(mean=(0.0,), std=(1.0,))
         self.normalizes = source.options.normalize is not None
         self.register_buffer("mean", torch.tensor(normalize.mean)[:, None, None], persistent=False)

@@ -50,6 +50,11 @@ class TorchOptions(Options):
     random: bool = option(
         False, help="the module draws from torch's global generator: it is given one image and one seed at a time"
     )
+    surrogates: dict[str, str] = option(
+        default_factory=dict,
+        help='gradients for steps that have none (BPDA): submodule -> "identity", or "package.module:callable", a'
+        " differentiable function of the step's input; answers stay as they are",
+    )
     num_classes: int | None = option(
         None, help="number of classes; without it one forward pass on a blank image tells", ge=1
     )
@@ -64,6 +69,8 @@ class TorchOptions(Options):
             raise PydanticCustomError("torch", "give `factory`, `file` or a `checkpoint` written by `harness fit`")
         if self.factory_args and not self.factory:
             raise PydanticCustomError("torch", "`factory_args` needs `factory`")
+        if self.surrogates and self.file:
+            raise PydanticCustomError("torch", "`surrogates` needs a `factory`: the steps of a `file` are fixed")
         if (self.key is not None or self.prefix is not None) and not self.checkpoint:
             raise PydanticCustomError("torch", "`key` and `prefix` need `checkpoint`")
         return self
