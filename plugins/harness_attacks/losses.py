@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # Cross-entropy is strongest where the logits spread as those of ordinary networks do. Measured on the two embedded
 # classifiers of digits (robust accuracy, l2, 40 steps) with logits times 1e-4, 0.1, 0.3, 1, 3, 10, 1e4: plain 28.4,
 # 20.7, 13.6, 9.4, 10.1, 10.6, 10.9 %, adversarially trained 55.7, 49.8, 39.3, 29.4, 31.9, 34.2, 35.6 %.
+# All test images of both have a spread of 2.7 to 26 (median 15 and 10), of a ResNet-20 on CIFAR-10 4.4 to 40 (22).
 _ORDINARY = (2.5, 40.0)
 _SPREAD = 10.0  # what a spread outside is brought to
 

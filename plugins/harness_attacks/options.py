@@ -50,11 +50,11 @@ class PGDOptions(Options):
     eps: Amount = option(help="largest norm of the perturbation; 0 leaves the images alone", unit="[0, 1] pixel values")
     steps: int = option(40, help="gradient steps in each restart", ge=1)
     step_size: Amount | None = option(
-        None, help="norm of one step; 2.5 * eps / steps unless given", unit="[0, 1] pixel values"
+        None, help="norm of the first step; unless given 2.5 * eps / steps if constant, eps if cosine", unit="[0, 1] pixel values"
     )
     random_start: bool = option(True, help="start uniformly in the ball, not at the image")
-    schedule: Literal["constant", "cosine", "halving"] = option(
-        "constant", help="the length of a step: constant, down to 0 as a cosine, or halved after 1/2, 3/4, 7/8 ..."
+    schedule: Literal["constant", "cosine"] = option(
+        "constant", help="the length of the steps: constant, or falling to 0 as a cosine"
     )
     restarts: int = option(1, help="runs from a fresh random start, for the samples still standing", ge=1)
     loss: Literal["cross-entropy", "margin", "dlr"] = option(

@@ -68,8 +68,8 @@ def test_a_target_must_be_a_class_of_the_data(attack: Any) -> None:
 
 
 def test_the_default_step_is_two_and_a_half_balls_over_all_steps() -> None:
-    assert PGD(PGDOptions(eps="8/255")).step_size == pytest.approx(2.5 * 8 / 255 / 40)
-    assert PGD(PGDOptions(eps="8/255", step_size="2/255")).step_size == 2 / 255
+    assert PGD(PGDOptions(eps="8/255")).sizes == pytest.approx([2.5 * 8 / 255 / 40] * 40)
+    assert PGD(PGDOptions(eps="8/255", step_size="2/255")).sizes[0] == 2 / 255
     assert PGD(PGDOptions(eps="8/255", norm="l2")).budget == Budget("l2", 8 / 255)
 
 
