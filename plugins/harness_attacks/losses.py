@@ -186,7 +186,7 @@ def _over(value: Tensor, weights: Tensor, width: Tensor, order: Tensor, part: tu
     """
     import torch
 
-    usable = (width > _TINY) & width.isfinite()
+    usable = (width > _TINY) & width.isfinite() & value.isfinite()
     width = torch.where(usable, width, 1.0)
     ratio = value / width
     pull = torch.where(usable, -ratio / width, 0.0)
