@@ -23,32 +23,32 @@ WRAPPERS = {
     "shifted": shifted,
     "shifted by the image": shifted_by_the_image,
     "scaled by 1e-4": lambda z, x: z * 1e-4,
-    "scaled by 0.3": lambda z, x: z * 0.3,
     "scaled by 1e4": lambda z, x: z * 1e4,
-    "shifted and scaled": lambda z, x: shifted_by_the_image(1e4 * z, x),
 }
 
 
-@pytest.mark.parametrize("wrapper", WRAPPERS)
-@pytest.mark.parametrize(("norm", "loss"), [("linf", "cross-entropy"), ("l2", "dlr"), ("l2", "cross-entropy"),
-                                            ("l1", "cross-entropy"), ("linf", "margin")])  # fmt: skip
+@pytest.mark.parametrize("norm", EPS)
+@pytest.mark.parametrize("loss", ["cross-entropy", "margin", "dlr"])
 def test_robust_accuracy_stays_within_its_interval(
-    attack: Any, scores: Any, digits_cnn: Any, digits: Any, norm: str, loss: str, wrapper: str
+    attack: Any, scores: Any, digits_cnn: Any, digits: Any, norm: str, loss: str
 ) -> None:
-    x, y = digits[0][:180], digits[1][:180]
-    wrapped = scores(lambda x: WRAPPERS[wrapper](digits_cnn.logits(x), x), 10)
-    options = {"norm": norm, "eps": EPS[norm]["pgd" in digits_cnn.name], "steps": 15, "loss": loss}
-    before, after = (
-        digits_cnn.logits(attack(model, x, y, **options)["adversarial"]).argmax(dim=1) != y
-        for model in (digits_cnn, wrapped)
-    )
+    x, y = digits[0][:150], digits[1][:150]
+    options = {"norm": norm, "eps": EPS[norm]["pgd" in digits_cnn.name], "steps": 10, "loss": loss}
+
+    def fooled(model: Any) -> Tensor:
+        wrong: Tensor = digits_cnn.logits(attack(model, x, y, **options)["adversarial"]).argmax(dim=1) != y
+        return wrong
+
+    before = fooled(digits_cnn)
     rate = before.double().mean().item()
-    assert 0.1 < rate < 0.95
-    change = abs(after.double().mean().item() - rate)
-    if "scaled" in wrapper:
-        assert change <= 1.96 * (rate * (1 - rate) / len(x)) ** 0.5
-    else:  # beyond rounding nothing changes
-        assert (before != after).sum() <= 2
+    assert 0.05 < rate < 0.95
+    for name, wrapper in WRAPPERS.items():
+        after = fooled(scores(lambda x, wrapper=wrapper: wrapper(digits_cnn.logits(x), x), 10))
+        if "scaled" in name:
+            change = abs(after.double().mean().item() - rate)
+            assert change <= 1.96 * (rate * (1 - rate) / len(x)) ** 0.5, name
+        else:  # beyond rounding nothing changes
+            assert (before != after).sum() <= 2, name
 
 
 def test_rows_tell_what_the_logits_were_multiplied_by(attack: Any, scores: Any, plain_cnn: Any, digits: Any) -> None:

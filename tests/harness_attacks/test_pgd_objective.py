@@ -161,9 +161,7 @@ def test_targets_are_tried_in_turn_likeliest_first_and_any_wrong_class_counts(
         return torch.tensor([1.0, 0.2, 0.6, 0.1, 0.0]) + 5 * moved
 
     x, y = torch.full((4, 1, 3, 3), GREY), torch.zeros(4, dtype=torch.int64)
-    columns, view = attack.counted(
-        scores(net, 5), x, y, eps=0.2, steps=4, targets=targets, loss=loss, random_start=False
-    )
+    columns = attack(scores(net, 5), x, y, eps=0.2, steps=4, targets=targets, loss=loss, random_start=False)
     assert (columns["restart"] == 0).all()  # class 2 is the likeliest, and 0.6 + 5 * 0.2 beats 1
     far = attack(scores(net, 5), x, y, eps=0.05, steps=4, targets=targets, loss=loss, random_start=False)
     assert (far["restart"] == -1).all()
@@ -255,8 +253,8 @@ def test_a_wrong_option_is_one_line(options: dict[str, Any], message: str) -> No
 @pytest.mark.parametrize(
     ("options", "classes", "message"),
     [
-        ({"norm": "l1", "eps": 128}, 10, 'pgd: eps 128 is more than the l1 diameter 64 of 1x8x8 images in [0, 1]; did you'
-         ' mean "128/255"?'),
+        ({"norm": "l1", "eps": 128}, 10,
+         'pgd: eps 128 is more than the l1 diameter 64 of 1x8x8 images in [0, 1]; did you mean "128/255"?'),
         ({"eps": 0.1, "targets": 10}, 10, 'pgd: 10 targets, but of 10 classes 9 are wrong: set targets = "all"'),
         ({"eps": 0.1, "loss": "dlr"}, 2, 'the loss dlr needs 3 classes, there are 2: set loss = "margin"'),
         ({"eps": 0.1, "loss": "dlr", "targets": "all"}, 3,
