@@ -9,6 +9,7 @@ from harness.info import Probe, ProbeJudge
 
 if TYPE_CHECKING:
     from harness_attacks.ball_options import BallOptions
+    from harness_attacks.fab import FABOptions
     from harness_attacks.options import PGDOptions
 
 FEW = 64  # samples of a default probe
@@ -59,12 +60,12 @@ def probes_of(options: PGDOptions) -> Sequence[Probe]:
     ]
 
 
-def probes_of_ball(options: BallOptions) -> Sequence[Probe]:
+def probes_of_ball(options: BallOptions | FABOptions) -> Sequence[Probe]:
     """The probes of any other attack with a norm and a budget: `noise`, `square` and PGD on the margin.
 
     By default 172 model calls, forward and backward, on each of the first 64 samples at most.
     """
-    if not options.eps > 0:
+    if options.eps is None or not options.eps > 0:  # of an attack that looks for the smallest norm nothing is asked
         return ()
     ball = {"norm": options.norm, "eps": options.model_dump(mode="json")["eps"]}
     return [

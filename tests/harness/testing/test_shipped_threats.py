@@ -15,12 +15,22 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"norm": "l2", "eps": 0.5, "steps": 4, "early_stop": False, "loss": "margin"},
         {"norm": "linf", "eps": 0.2, "steps": 4, "target": "random"},
     ],
+    "apgd": [
+        {"norm": "linf", "eps": 0.2, "steps": 6},
+        {"norm": "l1", "eps": 3, "steps": 6, "loss": "dlr", "targets": 2},
+    ],
+    "fab": [{"norm": "l2", "eps": 0.5, "steps": 5, "targets": 2, "restarts": 2}],
+    "square": [{"norm": norm, "eps": eps, "queries": 12} for norm, eps in (("linf", 0.2), ("l2", 0.5), ("l1", 3))],
+    "noise": [{"norm": norm, "eps": eps, "images": 4} for norm, eps in (("linf", 0.2), ("l2", 0.5), ("l1", 3))],
+    "unbounded": [{"attack": {"plugin": "pgd", "norm": "l2", "steps": 3}}],
+    "binarised": [{"attack": {"plugin": "pgd", "norm": "linf", "eps": 0.1, "steps": 3}, "points": 8}],
     "ood": [{}],
 }
 ELSEWHERE = {
     "art": "tests/harness/backends, where ART is there",
     "foolbox": "tests/harness/backends, where Foolbox is there",
     "torchattacks": "tests/harness/backends, where torchattacks is there",
+    "autoattack": "takes minutes on a random model: tests/harness_attacks/test_autoattack.py; its parts are here",
     "replay": "needs a run: tests/harness_attacks/test_replay.py",
 }
 SHIPPED = {t.name for t in HOST.threats if "harness-robustness" in HOST.threats.owners[t.name].origin}
