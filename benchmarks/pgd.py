@@ -90,7 +90,7 @@ def step_cost(case: Case, rounds: int) -> None:
         f"\n{case.name}: nothing falls, {len(case.x)} images, {case.steps} steps; wanted: at most 1.05 of the bare loop"
     )
     runs: dict[str, Run] = {"bare loop": case.bare}
-    for norm in ("linf", "l2"):
+    for norm in ("linf", "l2", "l1"):
         runs[f"pgd {norm}"] = lambda norm=norm: case.attack(norm=norm, eps=1e-6)
     found = times(runs, rounds)
     for name, seconds in found.items():
