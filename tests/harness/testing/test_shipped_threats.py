@@ -19,7 +19,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"norm": "linf", "eps": 0.2, "steps": 6},
         {"norm": "l1", "eps": 3, "steps": 6, "loss": "dlr", "targets": 2},
     ],
-    "fab": [{"norm": "l2", "eps": 0.5, "steps": 5, "targets": 2, "restarts": 2}],
+    "fab": [{"norm": "l2", "eps": 0.5, "steps": 5, "targets": 2}],
     "square": [{"norm": norm, "eps": eps, "queries": 12} for norm, eps in (("linf", 0.2), ("l2", 0.5), ("l1", 3))],
     "noise": [{"norm": norm, "eps": eps, "images": 4} for norm, eps in (("linf", 0.2), ("l2", 0.5), ("l1", 3))],
     "unbounded": [{"attack": {"plugin": "pgd", "norm": "l2", "steps": 3}}],
