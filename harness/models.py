@@ -190,8 +190,8 @@ class ModelView:
         if not objective.requires_grad:
             raise ThreatError(
                 "the model gives no gradient: its output is detached from its input (torch.no_grad() or detach() inside"
-                " the model?); a gradient attack cannot judge it. Declare a differentiable surrogate (harness.bpda, or option"
-                " surrogates of plugin torch), or use an attack without gradients (square)"
+                " the model?); a gradient attack cannot judge it. Declare a differentiable surrogate (harness.bpda, or"
+                " option surrogates of plugin torch), or use an attack without gradients (square)"
             )
         weights = torch.ones_like(objective) if weights is None else weights
         (gradient,) = torch.autograd.grad(objective, x, weights, allow_unused=True)
