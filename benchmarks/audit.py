@@ -367,7 +367,8 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     arguments.store.mkdir(parents=True, exist_ok=True)
     if arguments.table:
-        print_tables(read(arguments.store))
+        planned = {cell.key for cell in cells()}
+        print_tables([record for record in read(arguments.store) if record["key"] in planned])
     else:
         part, parts = map(int, arguments.part.split("/"))
         sweep(arguments.store, arguments.seconds, part, parts)
