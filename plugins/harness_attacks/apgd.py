@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationInfo, field_validator
 
-from harness.errors import HarnessError
 from harness.options import option
 from harness.threats import Batch, Budget, Columns, ThreatContext
 from harness_attacks.apgd_moves import SparseMoves, StraightMoves, moves_around
 from harness_attacks.attacked import Findings
 from harness_attacks.ball_options import BallOptions, check_diameter
 from harness_attacks.balls import balls_around
-from harness_attacks.dlr import dlr_against, dlr_towards
 from harness_attacks.l1 import project_l1
-from harness_attacks.losses import LOSSES, Loss
+from harness_attacks.losses import refuse_few_classes, sharpened
+from harness_attacks.objective import Objective
 from harness_attacks.options import problem
 
 if TYPE_CHECKING:
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from harness.models import ModelView
     from harness.randomness import Draws
 
-CLASSES_NEEDED = {"cross-entropy": 2, "margin": 2, "dlr": 3, "targeted-dlr": 4}
 _RHO = 0.75  # share of a window's steps that must increase the loss
 
 
@@ -39,11 +37,14 @@ class APGDOptions(BallOptions):
 
     steps: int = option(100, help="gradient steps in each run", ge=1)
     restarts: int = option(1, help="runs from a fresh random start, for the samples still standing", ge=1)
-    loss: Literal["cross-entropy", "margin", "dlr", "targeted-dlr"] = option(
-        "cross-entropy", help="what a step increases; targeted-dlr runs once for each of the likeliest wrong classes"
+    loss: Literal["cross-entropy", "margin", "dlr"] = option(
+        "cross-entropy",
+        help="what a step increases: cross-entropy, the best other logit minus the label's, difference of logits ratio",
     )
-    targets: int = option(
-        9, help="targeted-dlr: how many wrong classes, the likeliest first (as far as there are)", ge=1
+    targets: int | None = option(
+        None,
+        help="runs towards as many wrong classes, the likeliest first (as far as there are); none: any at once",
+        ge=1,
     )
     large_radii: bool = option(
         False, help="l1: begin each run in balls of 3 and 2 times eps, for three tenths of the steps each"
@@ -66,6 +67,7 @@ class _Paths:
         rows: int64 (n,), the samples' rows in the batch.
         centre, x, before: (n, C, H, W), the clean images, the current ones and those one step earlier.
         labels, targets: int64 (n,); a target is -1 where any wrong class will do.
+        scale: float64 (n, 1), what the logits are multiplied by (see `losses.sharpened`); None for 1.
         gradient: (n, C, H, W), of the loss at `x`.
         best, best_gradient, best_loss: the image of the highest loss of the run; float64 (n,).
         loss: float64 (n,), at `x`.
@@ -78,6 +80,7 @@ class _Paths:
     centre: Tensor
     labels: Tensor
     targets: Tensor
+    scale: Tensor | None
     draws: Draws
     moves: StraightMoves | SparseMoves
     x: Tensor
@@ -91,12 +94,36 @@ class _Paths:
     checked_loss: Tensor
     halved: Tensor
 
+    @classmethod
+    def at_start(cls, x: Tensor, moves: StraightMoves | SparseMoves, **samples: Any) -> _Paths:
+        """At the start, `x`; `samples` are the attributes from `rows` to `draws`."""
+        import torch
+
+        none = torch.full((len(x),), float("-inf"), dtype=torch.float64, device=x.device)
+        return cls(
+            **samples,
+            moves=moves,
+            x=x,
+            before=x,
+            gradient=torch.zeros_like(x),
+            best=x,
+            best_gradient=torch.zeros_like(x),
+            best_loss=none,
+            loss=none,
+            rises=torch.zeros_like(samples["rows"]),
+            checked_loss=none,
+            halved=torch.ones_like(none, dtype=torch.bool),
+        )
+
     def only(self, index: Tensor) -> _Paths:
         """Those at `index` (int64)."""
-        kept = {}
+        kept: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            kept[field.name] = value[index] if field.name in ("draws", "moves") else value.index_select(0, index)
+            if value is None or field.name in ("draws", "moves"):
+                kept[field.name] = None if value is None else value[index]
+            else:
+                kept[field.name] = value.index_select(0, index)
         return _Paths(**kept)
 
 
@@ -120,7 +147,8 @@ class APGD:
         gradient_steps: gradients spent, all runs together; 0 for a sample that was not attacked.
         zero_gradient_steps, nonfinite_gradient_steps: how many of them were zero, or had an infinite or NaN entry.
         loss_first, loss_last: the loss at the first and the last image of the sample's latest run, NaN if it was not
-            attacked. For "cross-entropy" the log-odds against the label, of which cross-entropy is softplus.
+            attacked. For "cross-entropy" the log-odds against the label, of which cross-entropy is softplus, or those
+            of the target; in the same way for the other losses.
         success_step, restart: the gradient steps taken when the sample was misclassified, and the run in which that
             was, from 0 (targets one after the other, `restarts` runs each); -1 if it never was.
     """
@@ -133,10 +161,15 @@ class APGD:
     def run(self, model: ModelView, batch: Batch) -> Columns:
         found = Findings.before(batch.x)
         rows = (batch.clean_correct & (self.eps > 0)).nonzero()[:, 0]
-        targets = self._targets(batch)
-        for number in range(targets.shape[1] * self.options.restarts):
-            if len(rows):
-                rows = self._run(model, batch, rows, targets[:, number // self.options.restarts], number, found)
+        if len(rows):
+            objective = Objective(
+                model, self.options.loss, towards_targets=self.options.targets is not None, eot=self.options.eot
+            )
+            targets = self._targets(batch)
+            for number in range(targets.shape[1] * self.options.restarts):
+                if len(rows):
+                    run = _Run(self, objective, found, number)
+                    rows = run.from_random_start(batch, rows, targets[rows, number // self.options.restarts])
         return {
             "adversarial": found.best,
             "steps": batch.y.new_full(batch.y.shape, self.options.steps),
@@ -150,12 +183,12 @@ class APGD:
         }
 
     def _targets(self, batch: Batch) -> Tensor:
-        """int64 (B, T): the wrong classes to aim at, one run each; one column of -1 for the untargeted losses."""
-        if self.options.loss != "targeted-dlr":
+        """int64 (B, T): the wrong classes to aim at, one run each; one column of -1 where any will do."""
+        if self.options.targets is None:
             return batch.y.new_full((len(batch.y), 1), -1)
         return likeliest_wrong(batch, self.options.targets)
 
-    def _stages(self) -> list[tuple[float, int]]:
+    def stages(self) -> list[tuple[float, int]]:
         """Radius and steps of each part of a run."""
         steps = self.options.steps
         if not self.options.large_radii:
@@ -164,57 +197,52 @@ class APGD:
         stages = [(3 * self.eps, part), (2 * self.eps, part), (self.eps, steps - 2 * part)]
         return [stage for stage in stages if stage[1] > 0]
 
-    def _run(
-        self, model: ModelView, batch: Batch, rows: Tensor, targets: Tensor, number: int, found: Findings
-    ) -> Tensor:
-        """One run from a fresh start. Returns the rows that still stand."""
-        options = self.options
-        centre, draws = batch.x[rows], batch.draws[rows]
-        stages = self._stages()
-        x = balls_around(centre, options.norm, stages[0][0]).start(centre, draws.stream("restart", number))
-        done = 0
-        for place, (eps, steps) in enumerate(stages):
-            if place:
-                x = project_l1(x, centre, eps)
-            moves = moves_around(centre, x if place else None, options.norm, eps)
-            run = _Run(self, model, found, number, steps, place, done, last=place == len(stages) - 1)
-            rows, x = run(rows, centre, batch.y[rows], targets[rows], draws, moves, x)
-            done += steps
-        return rows
-
 
 @dataclass
 class _Run:
-    """One run, or one stage of it, of the samples that still stand."""
+    """One run of the samples that still stand.
+
+    Attributes:
+        number: of the run, from 0.
+        radius, steps: of the stage of the run, of which there is one but for `large_radii`.
+        done: images looked at in the stages before.
+    """
 
     attack: APGD
-    model: ModelView
+    objective: Objective
     found: Findings
     number: int
-    steps: int
-    stage: int
-    done: int  # steps of the stages before
-    last: bool  # whether this stage stays inside the budget
+    radius: float = 0.0
+    steps: int = 0
+    done: int = 0
 
-    def __call__(
-        self,
-        rows: Tensor,
-        centre: Tensor,
-        labels: Tensor,
-        targets: Tensor,
-        draws: Draws,
-        moves: StraightMoves | SparseMoves,
-        x: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Returns the rows that still stand, and their images of the highest loss."""
-        import torch
+    def from_random_start(self, batch: Batch, rows: Tensor, targets: Tensor) -> Tensor:
+        """Returns the rows that still stand."""
+        norm = self.attack.options.norm
+        scale = None
+        if self.attack.options.loss == "cross-entropy" and batch.clean_logits is not None:
+            scale = sharpened(batch.clean_logits[rows])
+        centre, draws = batch.x[rows], batch.draws[rows]
+        x: Tensor | None = None
+        for radius, steps in self.attack.stages():
+            self.radius, self.steps = radius, steps
+            if x is None:
+                moves = moves_around(centre, None, norm, self.radius)
+                x = balls_around(centre, norm, self.radius).start(centre, draws.stream("restart", self.number))
+            else:
+                x = project_l1(x, centre, self.radius)
+                moves = moves_around(centre, x, norm, self.radius)
+            paths = _Paths.at_start(
+                x, moves, rows=rows, centre=centre, labels=batch.y[rows], targets=targets, scale=scale, draws=draws
+            )
+            paths = self._ascend(paths)
+            rows, x = paths.rows, paths.best
+            self.done += self.steps + 1
+        return rows
 
-        none = torch.full((len(x),), float("-inf"), dtype=torch.float64, device=x.device)
-        paths = _Paths(
-            rows, centre, labels, targets, draws, moves, x, x, x, x.clone(), torch.zeros_like(x), none, none,
-            torch.zeros_like(rows), none, torch.ones_like(rows, dtype=torch.bool),
-        )  # fmt: skip
-        check, window = self._first_check(), self._first_check()
+    def _ascend(self, paths: _Paths) -> _Paths:
+        """All steps in balls of one radius. Returns those that still stand."""
+        check = window = self._first_window()
         for step in range(self.steps + 1):
             paths = self._look(paths, step)
             if step == self.steps or not len(paths.rows):
@@ -226,9 +254,14 @@ class _Run:
             x = paths.moves.next(paths.x, paths.before, paths.gradient, first=step == 0)
             paths.before, paths.x = paths.x, x
         self._finish(paths, step)
-        return paths.rows, paths.best
+        return paths
 
-    def _first_check(self) -> int:
+    @property
+    def inside(self) -> bool:
+        """Whether the images are inside the budget."""
+        return self.radius == self.attack.eps
+
+    def _first_window(self) -> int:
         share = 0.04 if self.attack.options.norm == "l1" else 0.22
         return max(int(share * self.steps), 1)
 
@@ -241,70 +274,49 @@ class _Run:
         """Evaluate the current images: the fallen leave, of the others loss, gradient and best image are updated."""
         import torch
 
-        last = step == self.steps
-        loss, gradient, wrong = self._evaluate(paths, step, not last)
-        if step == 0 and not self.done:
+        model, last = self.objective.model, step == self.steps
+        call = self.number * (self.attack.options.steps + 3) + self.done + step
+        point = self.objective.at(paths.x, paths, call, differentiable=not last)
+        loss, wrong = point.values(), point.margin > 0  # a tie or NaN is no success
+        if step + self.done == 0:
             self.found.loss_first[paths.rows] = loss
-        if self.last and bool(wrong.any()):
+        fallen = self.inside and bool(wrong.any())
+        if fallen:
             self.found.mark_success(paths.rows[wrong], self.number, step + self.done)
-            if not self.model.stochastic:
-                paths, loss, gradient = self._leave(paths, wrong, loss, gradient, step)
-        if gradient is not None:
-            paths.gradient = self.found.checked(gradient, paths.rows)
-        paths.rises += loss > paths.loss
+            fallen = not model.stochastic
+        spent = not last and not (fallen and bool(wrong.all()))
+        gradient = point.gradient() if spent else torch.zeros_like(paths.x)
+        if fallen:
+            self._keep(paths, wrong.nonzero()[:, 0], loss, step + spent)
+            left = (~wrong).nonzero()[:, 0]
+            paths, loss, gradient = paths.only(left), loss[left], gradient.index_select(0, left)
+        if spent:
+            gradient = self.found.checked(gradient, paths.rows)
+        self._ahead(paths, loss, gradient)
+        if step == 0:
+            paths.checked_loss, paths.rises = loss, torch.zeros_like(paths.rises)
+        return paths
+
+    def _ahead(self, paths: _Paths, loss: Tensor, gradient: Tensor) -> None:
+        """Note the loss (n,) and gradient of the current images, and which are the best of the run."""
+        import torch
+
+        paths.gradient = gradient
+        paths.rises = paths.rises + (loss > paths.loss)
         paths.loss = loss
         better = loss > paths.best_loss
         paths.best_loss = loss.where(better, paths.best_loss)
         better = better[:, None, None, None]
         paths.best = torch.where(better, paths.x, paths.best)
-        if not last:
-            paths.best_gradient = torch.where(better, paths.gradient, paths.best_gradient)
-        if step == 0:
-            paths.checked_loss, paths.rises = loss, torch.zeros_like(paths.rises)
-        return paths
+        paths.best_gradient = torch.where(better, gradient, paths.best_gradient)
 
-    def _evaluate(self, paths: _Paths, step: int, differentiate: bool) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Loss, float64 (n,), gradient and who is misclassified; for a random model means over draws, and a majority."""
-        options, model = self.attack.options, self.model
-        if not model.stochastic:
-            return self._once(paths, paths.draws, differentiate)
-        first = (self.number * (options.steps + 3) + self.done + self.stage + step) * options.eot
-        loss, gradient, wrong = self._once(paths, paths.draws.numbered(first), differentiate)
-        votes = wrong.long()
-        for number in range(first + 1, first + options.eot):
-            more_loss, more_gradient, more_wrong = self._once(paths, paths.draws.numbered(number), differentiate)
-            loss, votes = loss + more_loss, votes + more_wrong
-            gradient = None if gradient is None or more_gradient is None else gradient + more_gradient
-        gradient = None if gradient is None else gradient / options.eot
-        return loss / options.eot, gradient, 2 * votes > options.eot
-
-    def _once(self, paths: _Paths, draws: Draws, differentiate: bool) -> tuple[Tensor, Tensor | None, Tensor]:
-        import torch
-
-        x = paths.x.detach().requires_grad_(differentiate)
-        with torch.set_grad_enabled(differentiate):
-            logits = self.model.logits(x, draws)
-        loss = self._loss(logits, paths)
-        gradient = self.model.input_gradient(logits, x, loss.weights) if differentiate else None
-        return loss.values(), gradient, loss.margin > 0  # a tie or NaN is no success
-
-    def _loss(self, logits: Tensor, paths: _Paths) -> Loss:
-        name = self.attack.options.loss
-        if name == "targeted-dlr":
-            return dlr_towards(logits, paths.labels, paths.targets)
-        return dlr_against(logits, paths.labels) if name == "dlr" else LOSSES[name](logits, paths.labels)
-
-    def _leave(
-        self, paths: _Paths, wrong: Tensor, loss: Tensor, gradient: Tensor | None, step: int
-    ) -> tuple[_Paths, Tensor, Tensor | None]:
-        fallen, left = wrong.nonzero()[:, 0], (~wrong).nonzero()[:, 0]
+    def _keep(self, paths: _Paths, fallen: Tensor, loss: Tensor, gradients: int) -> None:
+        """Keep the images of the samples at `fallen`, which leave after so many gradients in this stage."""
         rows = paths.rows[fallen]
-        self.found.best[rows] = paths.x.detach()[fallen]
+        self.found.best[rows] = paths.x[fallen]
         self.found.score[rows] = float("inf")
         self.found.loss_last[rows] = loss[fallen]
-        # The gradient of the batch was taken before anybody left.
-        self.found.gradient_steps[rows] += step + (gradient is not None)
-        return paths.only(left), loss[left], gradient if gradient is None else gradient.index_select(0, left)
+        self.found.gradient_steps[rows] += gradients
 
     def _check(self, paths: _Paths, window: int) -> None:
         """A checkpoint: adapt the steps; whose steps change goes back to its best image."""
@@ -327,7 +339,7 @@ class _Run:
         rows = paths.rows
         self.found.gradient_steps[rows] += step
         self.found.loss_last[rows] = paths.loss
-        if self.last:
+        if self.inside:
             better = paths.best_loss > self.found.score[rows]
             self.found.best[rows[better]] = paths.best[better]
             self.found.score[rows[better]] = paths.best_loss[better]
@@ -348,10 +360,5 @@ def build(options: APGDOptions, context: ThreatContext) -> APGD:
         HarnessError: a budget larger than the image space, or a loss that needs more classes than there are.
     """
     check_diameter("apgd", options.norm, options.eps, context.data)
-    needed = CLASSES_NEEDED[options.loss]
-    if context.data.num_classes < needed:
-        raise HarnessError(
-            f'apgd: the loss "{options.loss}" needs {needed} classes and the data have {context.data.num_classes};'
-            ' use "margin"'
-        )
+    refuse_few_classes(options.loss, context.data.num_classes, targeted=options.targets is not None)
     return APGD(options)

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from harness.threats import Norm
-    from harness_attacks.balls import Ball
 
 _MOMENTUM = 0.75  # the share of the new direction (Croce & Hein 2020, section 3.1)
 _SPARSER = 1.5  # how many fewer entries a step moves than the best perturbation has (Croce & Hein 2021, section 4.2)
@@ -118,8 +117,9 @@ def moves_around(centre: Tensor, x: Tensor | None, norm: Norm, eps: float) -> St
 
     ball = balls_around(centre, norm, eps)
     size = centre.new_full((len(centre), 1, 1, 1), 2 * eps)
-    if not isinstance(ball, L1Ball):
+    if isinstance(ball, (LinfBall, L2Ball)):
         return StraightMoves(ball, size)
+    assert isinstance(ball, L1Ball)
     entries = centre[0].numel()
     if x is None:
         support = torch.full((len(centre),), entries, dtype=torch.int64, device=centre.device)

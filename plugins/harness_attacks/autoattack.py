@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from harness.errors import ThreatError
 from harness.options import option
 from harness.threats import Batch, Budget, Columns, Norm, ThreatContext
-from harness_attacks.apgd import APGD, CLASSES_NEEDED, APGDOptions
+from harness_attacks.apgd import APGD, APGDOptions
 from harness_attacks.ball_options import BallOptions, check_diameter
 from harness_attacks.fab import FAB, FABOptions
 from harness_attacks.square import Square, SquareOptions
@@ -132,11 +132,12 @@ def _only(batch: Batch, rows: Tensor, name: str) -> Batch:
 def parts(version: str, norm: Norm, eps: Amount, num_classes: int) -> dict[str, _Part]:
     """The attacks of a version by name, in order.
 
-    With fewer classes than a DLR loss needs (4 targeted, 3 untargeted) the margin takes its place.
+    With fewer classes than DLR needs (3, or 4 where it is targeted) the margin takes its place.
     """
 
     def apgd(loss: str, **options: Any) -> APGD:
-        loss = loss if num_classes >= CLASSES_NEEDED[loss] else "margin"
+        if loss == "dlr" and num_classes < (4 if "targets" in options else 3):
+            loss = "margin"
         return APGD(APGDOptions.model_validate({"norm": norm, "eps": eps, "loss": loss, **options}))
 
     def fab(**options: Any) -> FAB:
@@ -151,13 +152,13 @@ def parts(version: str, norm: Norm, eps: Amount, num_classes: int) -> dict[str, 
             "apgd-dlr": apgd("dlr", restarts=5),
             "fab": fab(targeted=False, restarts=5),
             "square": square,
-            "apgd-t": apgd("targeted-dlr"),
+            "apgd-t": apgd("dlr", targets=9),
             "fab-t": fab(),
         }
     sparse: dict[str, Any] = {"large_radii": True} if norm == "l1" else {}
     return {
         "apgd-ce": apgd("cross-entropy", restarts=5 if sparse else 1, **sparse),
-        "apgd-t": apgd("targeted-dlr", targets=5 if sparse else 9, **sparse),
+        "apgd-t": apgd("dlr", targets=5 if sparse else 9, **sparse),
         "fab-t": fab(),
         "square": square,
     }

@@ -1,4 +1,4 @@
-"""Norm and radius, as the options of the attacks with a fixed budget or none."""
+"""Norm and radius of the ball that an attack stays in, as options; checks that catch a radius in another unit."""
 
 from __future__ import annotations
 
@@ -16,22 +16,24 @@ if TYPE_CHECKING:
     from harness.datasets import DatasetFacts
 
 
+def eps_in_range(eps: Amount | None, info: ValidationInfo) -> Amount | None:
+    """Validates `eps`, beside an option `norm`."""
+    if eps is None:
+        return None
+    if eps < 0:
+        raise problem(f"{eps} is negative: a budget is 0 or more")
+    if eps > 1 and info.data.get("norm") == "linf":
+        raise problem(f"{eps} is more than the whole range [0, 1] of a pixel{in_255ths(eps)}")
+    return eps
+
+
 class BallOptions(Options):
     """Options of an attack that stays in a ball."""
 
     norm: Norm = option("linf", help="norm of the perturbation, over all entries of an image")
     eps: Amount = option(help="largest norm of the perturbation; 0 leaves the images alone", unit="[0, 1] pixel values")
 
-    @field_validator("eps", check_fields=False)
-    @classmethod
-    def _eps_in_range(cls, eps: Amount | None, info: ValidationInfo) -> Amount | None:
-        if eps is None:
-            return None
-        if eps < 0:
-            raise problem(f"{eps} is negative: a budget is 0 or more")
-        if eps > 1 and info.data.get("norm") == "linf":
-            raise problem(f"{eps} is more than the whole range [0, 1] of a pixel{in_255ths(eps)}")
-        return eps
+    _eps_in_range = field_validator("eps")(eps_in_range)
 
 
 def check_diameter(attack: str, norm: Norm, eps: Amount, data: DatasetFacts) -> None:

@@ -10,12 +10,14 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pydantic import field_validator
+
 from harness.errors import HarnessError
-from harness.options import Amount, option
+from harness.options import Amount, Options, option
 from harness.threats import Batch, Budget, Columns, Norm, ThreatContext
 from harness_attacks.apgd import likeliest_wrong
 from harness_attacks.attacked import Findings
-from harness_attacks.ball_options import BallOptions, check_diameter
+from harness_attacks.ball_options import check_diameter, eps_in_range
 from harness_attacks.hyperplanes import to_hyperplane
 
 if TYPE_CHECKING:
@@ -29,9 +31,10 @@ _OVERSHOOT = 1.05  # eta
 _BACKWARD = 0.9  # beta: how much of an adversarial perturbation is kept for the next step
 
 
-class FABOptions(BallOptions):
+class FABOptions(Options):
     """Options of `fab`."""
 
+    norm: Norm = option("linf", help="norm of the perturbation, over all entries of an image")
     eps: Amount | None = option(
         None,
         help="a sample is done once its perturbation's norm is no more; none: the smallest norm is looked for",
@@ -43,6 +46,8 @@ class FABOptions(BallOptions):
     )
     targeted: bool = option(True, help="one class a run; if not, each step goes to the nearest of all boundaries")
     targets: int = option(9, help="how many wrong classes, the likeliest first (as far as there are)", ge=1)
+
+    _eps_in_range = field_validator("eps")(eps_in_range)
 
 
 @dataclass
@@ -64,8 +69,9 @@ class _Paths:
 
     def only(self, index: Tensor) -> _Paths:
         """Those at `index` (int64)."""
-        kept = (t.index_select(0, index) for t in (self.rows, self.clean, self.x, self.labels, self.targets))
-        return _Paths(*kept, self.draws[index])
+        tensors = (self.rows, self.clean, self.x, self.labels, self.targets)
+        rows, clean, x, labels, targets = (tensor.index_select(0, index) for tensor in tensors)
+        return _Paths(rows, clean, x, labels, targets, self.draws[index])
 
 
 class FAB:
@@ -103,7 +109,7 @@ class FAB:
         nearest = torch.full_like(found.score, math.inf)
         rows = (batch.clean_correct & (self.eps > 0)).nonzero()[:, 0]
         targets = likeliest_wrong(batch, self.options.targets)
-        groups = list(targets.split(1, dim=1)) if self.options.targeted else [targets]
+        groups = [targets[:, k : k + 1] for k in range(targets.shape[1])] if self.options.targeted else [targets]
         number = 0
         for group in groups:
             for restart in range(self.options.restarts):

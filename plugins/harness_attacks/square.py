@@ -6,6 +6,7 @@ search* (arXiv 1912.00049), algorithms 1 to 3; in l1 Croce & Hein 2021 (arXiv 21
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -154,13 +155,15 @@ def side(query: int, area: float, shape: tuple[int, ...]) -> int:
     """Side in pixels of the squares at a query, from 0: its area is `area` of the image, halved along the schedule."""
     height, width = shape[-2:]
     halvings = sum(query > bound for bound in _HALVED_AT)
-    return min(max(round((area * 0.5**halvings * height * width) ** 0.5), 1), height, width)
+    return min(max(round(math.sqrt(area * 0.5**halvings * height * width)), 1), height, width)
 
 
 def proposals_around(x: Tensor, norm: Norm, eps: float, draws: Draws) -> Proposals:
     """What the search tries, in the balls of radius `eps` around `x`."""
     ball = balls_around(x, norm, eps)
-    return StripeProposals(ball, draws) if isinstance(ball, LinfBall) else SparseProposals(x, ball, draws)
+    if isinstance(ball, LinfBall):
+        return StripeProposals(ball, draws)
+    return SparseProposals(x, 2 if norm == "l2" else 1, eps, draws)
 
 
 def build(options: SquareOptions, context: ThreatContext) -> Square:

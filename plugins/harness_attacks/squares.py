@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from harness.randomness import Draws
-    from harness_attacks.balls import L2Ball, LinfBall
-    from harness_attacks.l1 import L1Ball
+    from harness_attacks.balls import LinfBall
 
 _AT_ONCE = 64  # queries whose random numbers are drawn together: drawing costs the same for one as for many
 
@@ -94,7 +93,7 @@ class StripeProposals:
     def next(self, x: Tensor, query: int, side: int) -> Tensor:
         import torch
 
-        channels, height, width = x.shape[1:]
+        height, width = x.shape[2:]
         numbers = self.numbers.at(query)
         top, left = _corner(numbers[:, 0], height, side), _corner(numbers[:, 1], width, side)
         down = torch.arange(height, device=x.device) - top
@@ -115,16 +114,16 @@ class SparseProposals:
     """
 
     centre: Tensor
-    ball: L2Ball | L1Ball
+    power: Literal[1, 2]
+    eps: float
     draws: Draws
     numbers: _Numbers = field(init=False)
 
     def __post_init__(self) -> None:
         self.numbers = _Numbers(self.draws, 5 + self.centre.shape[1])
-        self.power = 2 if hasattr(self.ball, "_project_") else 1
 
     def __getitem__(self, index: Tensor) -> SparseProposals:
-        chosen = SparseProposals(self.centre.index_select(0, index), self.ball[index], self.draws[index])
+        chosen = SparseProposals(self.centre.index_select(0, index), self.power, self.eps, self.draws[index])
         chosen.numbers = self.numbers[index]
         return chosen
 
@@ -147,7 +146,7 @@ class SparseProposals:
     def next(self, x: Tensor, query: int, side: int) -> Tensor:
         import torch
 
-        n, channels, height, width = x.shape
+        channels, height, width = x.shape[1:]
         side = min(max(side, 3) // 2 * 2 + 1, height, width)
         numbers = self.numbers.at(query)
         here, there = (
@@ -160,7 +159,8 @@ class SparseProposals:
         freed = self._norm(change * either)[:, :, None]
         here = here[:, None].expand(-1, channels, -1)
         old = change.gather(2, here)
-        bump = torch.where((numbers[:, 4:5] >> 31).bool(), *(b.to(x).flatten() for b in bumps(side, self.power)))
+        upright, flat = (bump.to(x).flatten() for bump in bumps(side, self.power))
+        bump = torch.where((numbers[:, 4:5] >> 31).bool(), flat, upright)
         new = bump[:, None] * _sign(numbers[:, 5:], x)[:, :, None]
         new.add_(old / self._norm(old)[:, :, None].clamp_min_(1e-12))
         new.div_(self._norm(new)[:, :, None].clamp_min_(1e-12)).mul_(self._budget(total, freed, channels))
@@ -176,20 +176,19 @@ class SparseProposals:
 
     def _budget(self, total: Tensor, freed: Tensor, channels: int) -> Tensor:
         """The norm of a window's new content in each channel, (n, C, 1): what was freed and its share of the rest."""
-        eps = self.ball.eps
         if self.power == 2:
-            return freed.square().add_((eps**2 - total.square()).clamp_min_(0.0) / channels).sqrt_()
+            return freed.square().add_((self.eps**2 - total.square()).clamp_min_(0.0) / channels).sqrt_()
         # More than there is room for: the projection takes what is too much from all entries alike.
-        return freed.mul(channels).add_((eps - total).clamp_min_(0.0))
+        return freed.mul(channels).add_((self.eps - total).clamp_min_(0.0))
 
     def _inside(self, change: Tensor) -> Tensor:
         """Images with these perturbations: in l2 scaled to the full budget, in l1 projected; then in the box."""
         from harness_attacks.l1 import project_l1
 
         if self.power == 1:
-            return project_l1(self.centre + change, self.centre, self.ball.eps)
+            return project_l1(self.centre + change, self.centre, self.eps)
         norm = self._norm(change.flatten(1)).clamp_min_(1e-12)
-        inside = self.ball.eps * (1 - 1e-6)
+        inside = self.eps * (1 - 1e-6)
         return (change * (inside / norm)[:, None, None, None]).add_(self.centre).clamp_(0.0, 1.0)
 
 
@@ -227,4 +226,5 @@ def _hill(height: int, width: int, power: int) -> Tensor:
     down = (torch.arange(height) - height // 2).abs()[:, None]
     along = (torch.arange(width) - width // 2).abs()[None, :]
     hill = tails[torch.maximum(down, along)]
-    return (hill / torch.linalg.vector_norm(hill, ord=power)).float()
+    hill /= torch.linalg.vector_norm(hill, ord=power)
+    return hill.float()
