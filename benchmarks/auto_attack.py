@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import json
 import os
 import platform
@@ -24,13 +25,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from harness_attacks.apgd import APGD, APGDOptions
+from harness_attacks.autoattack import AutoAttack, AutoAttackOptions
+from harness_attacks.fab import FAB, FABOptions
+from harness_attacks.square import Square, SquareOptions
 from harness_datasets.digits import Digits, DigitsOptions
 from harness_torch.model import build
 from harness_torch.options import TorchOptions
 from torch import Tensor
 
 from harness.datasets import DatasetFacts
-from harness.models import ModelContext, prepare
+from harness.models import ModelContext, ModelView, prepare
+from harness.randomness import draws_for
+from harness.threats import Batch
 
 LETTERS = {"apgd-ce": "c", "apgd-t": "t", "fab-t": "f", "square": "s"}
 """Who broke a sample; "." stands, "x" was wrong before."""
@@ -150,18 +157,122 @@ def record_all(folder: Path, only: str, samples: int | None, seeds: list[int], d
             print(f"{path.name}: {standing:.1%} stand, {case['seconds']} s", flush=True)
 
 
+def attacked(attack: Any, model: Any, x: Tensor, y: Tensor) -> tuple[dict[str, Any], ModelView]:
+    """An attack as the host runs it: its columns, and the view that counted."""
+    ids = torch.arange(len(x))
+    view = ModelView(model, {"Classifier"}, ids, 0, "attack")
+    with torch.no_grad():
+        clean = model.logits(x)
+    return dict(attack.run(view, Batch(x, y, ids, draws_for(ids, 0, "threat", "autoattack"), clean))), view
+
+
+def compare(path: Path, data: str | None) -> None:
+    """Our verdicts beside recorded ones."""
+    case = json.loads(path.read_text())
+    model, x, y = classifier(case["model"], data)
+    x, y = x[: case["samples"]], y[: case["samples"]]
+    attack = AutoAttack(AutoAttackOptions(norm=case["norm"], eps=case["eps"]), 10)
+    start = time.process_time()
+    columns, view = attacked(attack, model, x, y)
+    seconds = time.process_time() - start
+    with torch.no_grad():
+        ours = (model.logits(columns["adversarial"]).argmax(dim=1) == y).numpy()
+    theirs = np.array([letter == "." for letter in case["verdicts"]])
+    broken = {name: columns["attack"].count(name) for name in attack.parts}
+    recorded = {name: case["verdicts"].count(letter) for name, letter in LETTERS.items()}
+    print(f"{path.stem}, eps {case['eps']}: {int(theirs.sum())} of {len(x)} stand by theirs, {int(ours.sum())} by ours")
+    print(f"  differ: {int((ours & ~theirs).sum())} stand by ours only, {int((theirs & ~ours).sum())} by theirs only")
+    print(f"  broken by, ours: {broken}; theirs: {recorded}")
+    forwards, backwards = sum(case["forwards"].values()), sum(case["backwards"].values())
+    print(f"  forwards {int(view.forwards.sum())} / {forwards} = {float(view.forwards.sum()) / forwards:.3f},", end=" ")
+    print(
+        f"backwards {int(view.backwards.sum())} / {backwards} = {float(view.backwards.sum()) / backwards:.3f},", end=" "
+    )
+    print(f"CPU seconds {seconds:.1f} / {case['seconds']} (not the same run)", flush=True)
+
+
+def speed(rounds: int, data: str | None) -> None:
+    """CPU time of a step of each part, ours and what is installed, in turn; the least of some rounds.
+
+    On images that the attacks cannot break (a tiny budget), so that every step is made on the whole batch.
+    """
+    model, x, y = classifier("digits-cnn", data)
+    with torch.no_grad():
+        right = model.logits(x).argmax(dim=1) == y
+    x, y = x[right][:256], y[right][:256]
+    eps = 1e-3
+    runs: dict[str, dict[str, tuple[Callable[[], Any], int]]] = {}
+    for norm, theirs in NORMS.items():
+        runs[f"apgd {norm}"] = ours_and_theirs("apgd", norm, theirs, eps, 40, model, x, y)
+        runs[f"fab {norm}"] = ours_and_theirs("fab", norm, theirs, eps, 20, model, x, y)
+        runs[f"square {norm}"] = ours_and_theirs("square", norm, theirs, eps, 200, model, x, y)
+    for name, sides in runs.items():
+        seconds: dict[str, list[float]] = {side: [] for side in sides}
+        for number in range(rounds + 1):
+            for side, (run, _) in sides.items():
+                start = time.process_time()
+                run()
+                if number:
+                    seconds[side].append(time.process_time() - start)
+        ours = min(seconds["ours"]) / sides["ours"][1]
+        for side, (_, steps) in sides.items():
+            step = min(seconds[side]) / steps
+            print(f"{name:12} {side:13} {1e3 * step:7.3f} ms a step, {step / ours:.2f} of ours", flush=True)
+
+
+def ours_and_theirs(
+    part: str, norm: str, theirs: str, eps: float, steps: int, model: Any, x: Tensor, y: Tensor
+) -> dict[str, tuple[Callable[[], Any], int]]:
+    """Runs of one part, with their numbers of steps."""
+    fixed: dict[str, Any] = {"norm": norm, "eps": eps}
+    ours: Any = {
+        "apgd": lambda: APGD(APGDOptions(**fixed, steps=steps)),
+        "fab": lambda: FAB(FABOptions(**fixed, steps=steps, targets=1)),
+        "square": lambda: Square(SquareOptions(**fixed, queries=steps)),
+    }[part]()
+    runs: dict[str, tuple[Callable[[], Any], int]] = {"ours": (lambda: attacked(ours, model, x, y), steps)}
+    common: dict[str, Any] = {"norm": theirs, "eps": eps, "device": "cpu", "seed": 0}
+    if importlib.util.find_spec("autoattack"):
+        base, fab, square = (importlib.import_module(f"autoattack.{m}") for m in ("autopgd_base", "fab_pt", "square"))
+        call = model.logits
+        peer: Any = {
+            "apgd": lambda: base.APGDAttack(call, n_iter=steps, **common),
+            "fab": lambda: fab.FABAttack_PT(call, n_iter=steps, targeted=True, n_target_classes=1, **common),
+            "square": lambda: square.SquareAttack(call, n_queries=steps, resc_schedule=False, **common),
+        }[part]()
+        if part == "apgd":
+            peer.init_hyperparam(x)
+        runs["reference"] = (lambda: peer.perturb(x, y), steps)
+    if importlib.util.find_spec("torchattacks") and norm != "l1":
+        torchattacks = importlib.import_module("torchattacks")
+        like: dict[str, Any] = {"norm": theirs, "eps": eps}
+        other: Any = {
+            "apgd": lambda: torchattacks.APGD(model, steps=steps, **like),
+            "fab": lambda: torchattacks.FAB(model, steps=steps, n_classes=2, multi_targeted=True, **like),
+            "square": lambda: torchattacks.Square(model, n_queries=steps, **like),
+        }[part]()
+        runs["torchattacks"] = (lambda: other(x, y), steps)
+    return runs
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["record", "compare", "speed"])
     parser.add_argument("--out", type=Path, default=Path("tests/harness_attacks/autoattack_verdicts"))
-    parser.add_argument("--only", default="", help="a part of the names of the cases to record")
+    parser.add_argument("--only", default="", help="a part of the names of the cases")
     parser.add_argument("--samples", type=int)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--rounds", type=int, default=5, help="of the measurement of speed")
     parser.add_argument("--data", default=os.environ.get("HARNESS_DATA"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.what == "record":
         record_all(arguments.out, arguments.only, arguments.samples, arguments.seeds, arguments.data)
+    elif arguments.what == "compare":
+        for path in sorted(arguments.out.glob(f"*{arguments.only}*.json")):
+            compare(path, arguments.data)
+    else:
+        speed(arguments.rounds, arguments.data)
 
 
 if __name__ == "__main__":

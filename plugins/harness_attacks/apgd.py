@@ -144,7 +144,7 @@ class APGD:
     Columns, one row a sample:
         adversarial: (B, C, H, W).
         steps: gradient steps planned for each run.
-        gradient_steps: gradients spent, all runs together; 0 for a sample that was not attacked.
+        gradient_steps: steps made, all runs together; 0 for a sample that was not attacked.
         zero_gradient_steps, nonfinite_gradient_steps: how many of them were zero, or had an infinite or NaN entry.
         loss_first, loss_last: the loss at the first and the last image of the sample's latest run, NaN if it was not
             attacked. For "cross-entropy" the log-odds against the label, of which cross-entropy is softplus, or those
@@ -205,7 +205,8 @@ class _Run:
     Attributes:
         number: of the run, from 0.
         radius, steps: of the stage of the run, of which there is one but for `large_radii`.
-        done: images looked at in the stages before.
+        done: steps of the stages before.
+        calls: questions to the model, in this run.
     """
 
     attack: APGD
@@ -215,6 +216,7 @@ class _Run:
     radius: float = 0.0
     steps: int = 0
     done: int = 0
+    calls: int = 0
 
     def from_random_start(self, batch: Batch, rows: Tensor, targets: Tensor) -> Tensor:
         """Returns the rows that still stand."""
@@ -237,7 +239,7 @@ class _Run:
             )
             paths = self._ascend(paths)
             rows, x = paths.rows, paths.best
-            self.done += self.steps + 1
+            self.done += self.steps
         return rows
 
     def _ascend(self, paths: _Paths) -> _Paths:
@@ -275,10 +277,11 @@ class _Run:
         import torch
 
         model, last = self.objective.model, step == self.steps
-        call = self.number * (self.attack.options.steps + 3) + self.done + step
+        call = self.number * (self.attack.options.steps + 3) + self.calls
+        self.calls += 1
         point = self.objective.at(paths.x, paths, call, differentiable=not last)
         loss, wrong = point.values(), point.margin > 0  # a tie or NaN is no success
-        if step + self.done == 0:
+        if self.calls == 1:
             self.found.loss_first[paths.rows] = loss
         fallen = self.inside and bool(wrong.any())
         if fallen:
@@ -287,7 +290,7 @@ class _Run:
         spent = not last and not (fallen and bool(wrong.all()))
         gradient = point.gradient() if spent else torch.zeros_like(paths.x)
         if fallen:
-            self._keep(paths, wrong.nonzero()[:, 0], loss, step + spent)
+            self._keep(paths, wrong.nonzero()[:, 0], loss, step)
             left = (~wrong).nonzero()[:, 0]
             paths, loss, gradient = paths.only(left), loss[left], gradient.index_select(0, left)
         if spent:
@@ -310,13 +313,13 @@ class _Run:
         paths.best = torch.where(better, paths.x, paths.best)
         paths.best_gradient = torch.where(better, gradient, paths.best_gradient)
 
-    def _keep(self, paths: _Paths, fallen: Tensor, loss: Tensor, gradients: int) -> None:
-        """Keep the images of the samples at `fallen`, which leave after so many gradients in this stage."""
+    def _keep(self, paths: _Paths, fallen: Tensor, loss: Tensor, steps: int) -> None:
+        """Keep the images of the samples at `fallen`, which leave after so many steps of this stage."""
         rows = paths.rows[fallen]
         self.found.best[rows] = paths.x[fallen]
         self.found.score[rows] = float("inf")
         self.found.loss_last[rows] = loss[fallen]
-        self.found.gradient_steps[rows] += gradients
+        self.found.gradient_steps[rows] += steps
 
     def _check(self, paths: _Paths, window: int) -> None:
         """A checkpoint: adapt the steps; whose steps change goes back to its best image."""
