@@ -88,6 +88,20 @@ def test_verdicts_on_all_digits_are_the_references(name: str, request: pytest.Fi
     assert int(view.backwards.sum()) <= sum(case["backwards"].values())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(path.stem for path in VERDICTS.glob("cifar10-*.json")))
+def test_verdicts_on_cifar10_are_the_references(name: str, cifar_resnet20: tuple[Any, Tensor, Tensor]) -> None:
+    """On as many images as were recorded: one may differ (of 1,000 it would be 5)."""
+    case = recorded(name)
+    model, x, y = cifar_resnet20
+    x, y = x[: case["samples"]], y[: case["samples"]]
+    columns, view = attacked(AutoAttack(options(case), 10), model, x, y)
+    theirs = np.array([letter == "." for letter in case["verdicts"]])
+    assert (standing(model, columns["adversarial"], y) != theirs).sum() <= 1
+    assert int(view.forwards.sum()) <= sum(case["forwards"].values())
+    assert int(view.backwards.sum()) <= sum(case["backwards"].values())
+
+
 def _embedded(name: str) -> Any:
     from harness_torch.model import build
     from harness_torch.options import TorchOptions
