@@ -225,15 +225,13 @@ class _Run:
         if self.attack.options.loss == "cross-entropy" and batch.clean_logits is not None:
             scale = sharpened(batch.clean_logits[rows])
         centre, draws = batch.x[rows], batch.draws[rows]
-        x: Tensor | None = None
-        for radius, steps in self.attack.stages():
+        stages = self.attack.stages()
+        x = self._start(centre, draws.stream("restart", self.number), stages[0][0])
+        for radius, steps in stages:
             self.radius, self.steps = radius, steps
-            if x is None:
-                moves = moves_around(centre, None, norm, self.radius)
-                x = balls_around(centre, norm, self.radius).start(centre, draws.stream("restart", self.number))
-            else:
-                x = project_l1(x, centre, self.radius)
-                moves = moves_around(centre, x, norm, self.radius)
+            if norm == "l1":
+                x = project_l1(x, centre, radius)
+            moves = moves_around(centre, x if len(stages) > 1 else None, norm, radius)
             paths = _Paths.at_start(
                 x, moves, rows=rows, centre=centre, labels=batch.y[rows], targets=targets, scale=scale, draws=draws
             )
@@ -241,6 +239,14 @@ class _Run:
             rows, x = paths.rows, paths.best
             self.done += self.steps
         return rows
+
+    def _start(self, centre: Tensor, draws: Draws, radius: float) -> Tensor:
+        """A random point of each ball."""
+        if self.attack.options.norm == "l1":
+            # Normal noise keeps its largest entries only: sparse, as the perturbations are to be. A uniform point of
+            # the ball moves all entries, and sparse steps take long to undo that.
+            return project_l1(draws.normal("start", 0, centre.shape[1:]).add_(centre), centre, radius)
+        return balls_around(centre, self.attack.options.norm, radius).start(centre, draws)
 
     def _ascend(self, paths: _Paths) -> _Paths:
         """All steps in balls of one radius. Returns those that still stand."""
