@@ -2,6 +2,8 @@
 
 Made with `python benchmarks/auto_attack.py record` from github.com/fra31/auto-attack, commit a392200, standard version,
 seed 0, one batch, float32 on one thread: for each sample which attack broke it, and what the model was asked in all.
+In l1 on the adversarially trained network a second seed is recorded: there the reference contradicts itself on 31 of
+359 digits.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from harness.randomness import draws_for
 from harness.threats import Batch, Columns
 
 VERDICTS = Path(__file__).parent / "autoattack_verdicts"
-DIGITS = sorted(path.stem for path in VERDICTS.glob("digits-cnn*.json"))
+DIGITS = sorted(path.stem for path in VERDICTS.glob("digits-cnn*-seed0.json"))
 DIFFERING = 2  # of the 359 digits may stand by ours and not by theirs
 
 
@@ -41,6 +43,10 @@ def attacked(attack: AutoAttack, model: Any, x: Tensor, y: Tensor) -> tuple[Colu
 def standing(model: Any, images: Tensor, y: Tensor) -> np.ndarray:  # type: ignore[type-arg]
     with torch.no_grad():
         return (model.logits(images).argmax(dim=1) == y).numpy()  # type: ignore[no-any-return]
+
+
+def stands(case: dict[str, Any]) -> np.ndarray:  # type: ignore[type-arg]
+    return np.array([letter == "." for letter in case["verdicts"]])
 
 
 def options(case: dict[str, Any]) -> AutoAttackOptions:
@@ -82,22 +88,27 @@ def test_verdicts_on_all_digits_are_the_references(name: str, request: pytest.Fi
     model = _embedded(case["model"])
     columns, view = attacked(AutoAttack(options(case), 10), model, *digits)
     ours = standing(model, columns["adversarial"], digits[1])
-    theirs = np.array([letter == "." for letter in case["verdicts"]])
-    # Stronger is allowed: Square reaches the last row and column of an image here, and breaks 13 digits more in l2.
-    assert (ours & ~theirs).sum() <= DIFFERING
+    theirs = stands(case)
+    allowed = DIFFERING
+    if (VERDICTS / f"{name[:-1]}1.json").is_file():  # where the reference's own seeds differ by more: by as much
+        other = stands(recorded(f"{name[:-1]}1"))
+        allowed = max(allowed, int((theirs & ~other).sum()), int((other & ~theirs).sum()))
+        assert abs(int(ours.sum()) - int(theirs.sum())) <= 5
+    # Stronger is allowed: in l2 Square, whose windows reach the last row and column here, breaks 13 digits more.
+    assert (ours & ~theirs).sum() <= allowed
     assert int(view.forwards.sum()) <= sum(case["forwards"].values())
     assert int(view.backwards.sum()) <= sum(case["backwards"].values())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(path.stem for path in VERDICTS.glob("cifar10-*.json")))
+@pytest.mark.parametrize("name", sorted(path.stem for path in VERDICTS.glob("cifar10-*-seed0.json")))
 def test_verdicts_on_cifar10_are_the_references(name: str, cifar_resnet20: tuple[Any, Tensor, Tensor]) -> None:
     """On as many images as were recorded: one may differ (of 1,000 it would be 5)."""
     case = recorded(name)
     model, x, y = cifar_resnet20
     x, y = x[: case["samples"]], y[: case["samples"]]
     columns, view = attacked(AutoAttack(options(case), 10), model, x, y)
-    theirs = np.array([letter == "." for letter in case["verdicts"]])
+    theirs = stands(case)
     assert (standing(model, columns["adversarial"], y) != theirs).sum() <= 1
     assert int(view.forwards.sum()) <= sum(case["forwards"].values())
     assert int(view.backwards.sum()) <= sum(case["backwards"].values())
