@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # Step length in units of the radius (alpha) and relative change of the radius (gamma): at the first and the last step.
-_ALPHA = (1.0, 0.01)
+_ALPHA: dict[Norm, tuple[float, float]] = {"linf": (1.0, 0.01), "l2": (1.0, 0.01), "l1": (0.15, 0.005)}
 _GAMMA = (0.05, 0.001)
 
 
@@ -63,7 +63,7 @@ class Search:
 
         gradient = self._inside_the_box(gradient)
         share = 0.5 * (1 + math.cos(math.pi * number / self.steps))
-        alpha, gamma = (low + (high - low) * share for high, low in (_ALPHA, _GAMMA))
+        alpha, gamma = (low + (high - low) * share for high, low in (_ALPHA[self.norm], _GAMMA))
         size = sizes(self.x - self.x0, self.norm)
         self.least = torch.where(fools, torch.minimum(self.least, size), self.least)
         self.fooled |= fools

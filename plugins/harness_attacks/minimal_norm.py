@@ -1,4 +1,4 @@
-"""The smallest perturbation that fools a classifier, per sample, and with it robust accuracy at every budget at once."""
+"""The smallest perturbation that fools a classifier, per sample: robust accuracy at every budget from one run."""
 
 from __future__ import annotations
 
