@@ -48,8 +48,8 @@ class DetectionOfAttacked:
         before, after = (self._estimate(rows, both, 1 - alpha) for rows in (baseline, candidate))
         if before.value is None or after.value is None:
             return {"": incomparable(before.n, before, after)}
-        pair = [self._as_sets(rows, both) for rows in (baseline, candidate)]
-        return {"": AUROC.difference(*pair, alpha)[_ATTACKED]}
+        old, new = (self._as_sets(rows, both) for rows in (baseline, candidate))
+        return {"": AUROC.difference(old, new, alpha)[_ATTACKED]}
 
     def _estimate(self, rows: Rows, among: Mask, level: float) -> Estimate:
         n = int(np.unique(np.asarray(rows["sample_id"])[among]).size)
