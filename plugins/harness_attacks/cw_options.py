@@ -21,6 +21,7 @@ IB_INN = {
     "search_steps": 0,
     "steps": 1000,
     "patience": 20,
+    "learning_rate": 0.01,
     "normalise": False,
     "target": "random",
     "kappa": 0.01,
@@ -47,7 +48,7 @@ class CWOptions(Options):
     search_steps: int = option(9, help="values of c tried for each sample by binary search; 0 keeps c as it is", ge=0)
     steps: int = option(200, help="gradient steps for each value of c", ge=1)
     patience: int | None = option(50, help="a sample's run ends after so many steps without a smaller objective", ge=1)
-    learning_rate: float = option(0.01, help="of Adam, on w where the image is (tanh(w) + 1) / 2", gt=0)
+    learning_rate: float = option(0.03, help="of Adam, on w where the image is (tanh(w) + 1) / 2", gt=0)
     kappa: float = option(
         0.0, help="by how much the wrong class must win; inf: by as much as possible (needs a fixed c)", ge=0
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationInfo, field_validator
@@ -9,7 +10,7 @@ from pydantic import ValidationInfo, field_validator
 from harness.options import Amount, Options, option
 from harness.threats import Batch, Budget, Columns, ThreatContext
 from harness_attacks.fmn import Search
-from harness_attacks.losses import LOSSES
+from harness_attacks.losses import LOSSES, split
 from harness_attacks.options import in_255ths, problem
 from harness_attacks.smallest import CONFIRMING_DRAWS, Kept, Norm, clearance, confirmed, settle, sizes
 
@@ -24,6 +25,9 @@ _CURVES: dict[Norm, tuple[str, ...]] = {
     "l2": ("0.1", "0.25", "0.5", "1", "2", "4"),
     "l1": ("1", "2", "4", "8", "16", "32"),
 }
+# Cross-entropy weighs all rivals, which finds the way to the nearest one better than the margin of the best does; at the
+# boundary the margin is what counts. So logits are measured in clean margins, whatever their scale, and sharpened.
+_SHARPNESS = (3.0, 300.0)
 _SMALLER = 0.99  # a random model is asked again only where an image is smaller by so much
 
 
@@ -105,11 +109,13 @@ class MinimalNorm:
         options = self.options
         x0, labels, draws = batch.x[rows], batch.y[rows], batch.draws[rows]
         start = x0.clone() if restart == 0 else self._around(x0, kept.cost[rows], draws.stream("restart", restart))
+        unit = _clean_margin(batch, rows)
         search = Search.start(x0, start, kept.cost[rows], options.norm, options.steps)
         for step in range(options.steps + 1):
             first = restart * self._draws_a_walk + step * (options.eot + CONFIRMING_DRAWS)
             last = step == options.steps
-            margin, gradient, clear = self._asked(model, search.x, labels, draws, first, last)
+            sharpness = _sharpness(step / options.steps) / unit
+            margin, gradient, clear = self._asked(model, search.x, labels, draws, sharpness, first, last)
             fools = margin > clear
             size = sizes(search.x - x0, options.norm)
             fools = self._keep(model, search.x, labels, draws, rows, fools, size, first + options.eot, kept)
@@ -118,7 +124,14 @@ class MinimalNorm:
                 search.step(step, kept.checked(gradient, rows), fools, clear - margin)
 
     def _asked(
-        self, model: ModelView, x: Tensor, labels: Tensor, draws: Draws, first: int, last: bool
+        self,
+        model: ModelView,
+        x: Tensor,
+        labels: Tensor,
+        draws: Draws,
+        sharpness: Tensor,
+        first: int,
+        last: bool,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Margin of the best wrong class (n,), the loss's gradient at `x`, and the margin that is clear (n,).
 
@@ -131,11 +144,11 @@ class MinimalNorm:
             x = x.detach().requires_grad_(not last)
             with torch.set_grad_enabled(not last):
                 logits = model.logits(x, draws.numbered(number) if model.stochastic else draws)
-            loss = LOSSES[self.options.loss](logits, labels)
-            margins.append(loss.margin)
+            loss = LOSSES[self.options.loss](logits.detach().double() * sharpness[:, None], labels)
+            margins.append(loss.margin / sharpness)
             clears.append(clearance(logits))
             if not last:
-                gradient = model.input_gradient(logits, x, loss.weights)
+                gradient = model.input_gradient(logits, x, loss.weights.to(logits.dtype))
                 total = gradient if total is None else total + gradient
         count = len(margins)
         return sum(margins) / count, None if total is None else total / count, sum(clears) / count  # type: ignore[return-value]
@@ -170,6 +183,20 @@ class MinimalNorm:
         reach = sizes(x0.new_ones(x0.shape[1:])[None], self.options.norm) * 0.1
         length = least.where(least.isfinite(), reach) / sizes(noise, self.options.norm)
         return (x0 + noise * length.to(x0.dtype)[:, None, None, None]).clamp_(0.0, 1.0)
+
+
+def _sharpness(progress: float) -> float:
+    """What the clean margin counts in nats of cross-entropy, at a share `progress` of the steps."""
+    first, last = _SHARPNESS
+    return math.exp(math.log(first) + (math.log(last) - math.log(first)) * progress)
+
+
+def _clean_margin(batch: Batch, rows: Tensor) -> Tensor:
+    """float64 (n,): by how much the label of these rows wins on the clean image; not quite 0 where it hardly does."""
+    assert batch.clean_logits is not None
+    logits = batch.clean_logits[rows]
+    mine, others = split(logits, batch.y[rows])
+    return (mine - others.amax(dim=1)).maximum(clearance(logits)).clamp_min(1e-300)
 
 
 def build(options: MinimalNormOptions, context: ThreatContext) -> MinimalNorm:  # noqa: ARG001 - a factory's signature
