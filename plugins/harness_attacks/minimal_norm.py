@@ -25,8 +25,8 @@ _CURVES: dict[Norm, tuple[str, ...]] = {
     "l2": ("0.1", "0.25", "0.5", "1", "2", "4"),
     "l1": ("1", "2", "4", "8", "16", "32"),
 }
-# Cross-entropy weighs all rivals, which finds the way to the nearest one better than the margin of the best does; at the
-# boundary the margin is what counts. So logits are measured in clean margins, whatever their scale, and sharpened.
+# Cross-entropy weighs all rivals, which finds the way to the nearest better than the margin of the best one does; at
+# the boundary that margin is what counts. So logits are measured in clean margins, whatever their scale, and sharpened.
 _SHARPNESS = (3.0, 300.0)
 _SMALLER = 0.99  # a random model is asked again only where an image is smaller by so much
 

@@ -55,7 +55,7 @@ def test_on_a_linear_classifier_it_is_the_margin_over_the_norm_of_its_gradient(s
     assert rows["found"].all()
     assert (rows["minimal_norm"] >= exact * (1 - 1e-5)).all()
     far = exact > 0.05  # nearer than that a step of Adam is more than 2 % of the way
-    assert far.sum() > 20
+    assert far.sum() >= 15
     assert (rows["minimal_norm"][far] <= 1.02 * exact[far]).all()
     assert rows["minimal_norm"].median() <= 1.02 * exact.median()
 

@@ -26,6 +26,7 @@ from harness.randomness import draws_for
 from harness.threats import Batch
 
 SHAPE, CLASSES, SD = (1, 5, 5), 4, 0.06
+DETECTION = (0.0, 0.1, 0.5)  # weights in nats that this density calls for, as 0, 66 and 1000 are those of ImageNet
 
 
 class Gaussians:
@@ -86,7 +87,7 @@ def grid() -> dict[tuple[float, float], dict[str, Tensor]]:
             model, x, y, paper="ib-inn", kappa=kappa, detection=d, units="nats", steps=150, learning_rate=0.02
         )
         for kappa in (0.01, 1.0, math.inf)
-        for d in (0.0, 0.1, 10.0)
+        for d in DETECTION
     }
 
 
@@ -110,14 +111,14 @@ def test_every_attack_of_the_grid_succeeds(grid: Any) -> None:
 
 @pytest.mark.parametrize("kappa", [0.01, 1.0, math.inf])
 def test_detection_pulls_the_log_likelihood_to_the_median(grid: Any, kappa: float) -> None:
-    far, near, nearer = (off_median(grid[kappa, d]) for d in (0.0, 0.1, 10.0))
+    far, near, nearer = (off_median(grid[kappa, d]) for d in DETECTION)
     assert near < far
     assert nearer < max(0.5 * far, 1.0)
-    plain, fooling = grid[kappa, 0.0], grid[kappa, 10.0]
+    plain, fooling = grid[kappa, 0.0], grid[kappa, 0.5]
     assert fooling["adversarial_log_prob"].median() > plain["adversarial_log_prob"].median()
 
 
-@pytest.mark.parametrize("d", [0.0, 10.0])
+@pytest.mark.parametrize("d", [0.0, 0.5])
 def test_kappa_makes_the_attack_larger_and_surer(grid: Any, d: float) -> None:
     size = [float(grid[kappa, d]["l2_per_pixel"].mean()) for kappa in (0.01, 1.0, math.inf)]
     assert size[0] < size[1] < size[2]
@@ -130,7 +131,7 @@ def numpy_rows(rows: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def test_detection_becomes_worse_than_chance_and_evasion_rises(grid: Any) -> None:
-    plain, fooling = numpy_rows(grid[0.01, 0.0]), numpy_rows(grid[0.01, 10.0])
+    plain, fooling = numpy_rows(grid[0.01, 0.0]), numpy_rows(grid[0.01, 0.5])
     two = DETECTION_AUROC_OF_ATTACKED_TWO_TAILED.estimate(plain, 0.95)[""]
     over = DETECTION_AUROC_OF_ATTACKED_TWO_TAILED.estimate(fooling, 0.95)[""]
     assert two.value is not None
