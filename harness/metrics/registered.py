@@ -6,6 +6,7 @@ from harness.info import MetricInfo
 
 _ATTACK = ("sample_id", "clean_correct", "success")
 _DETECTION = ("sample_id", "set", "ood_score")
+_ATTACKED = ("sample_id", "label", "clean_correct", "adversarial_prediction")
 
 METRICS: tuple[MetricInfo, ...] = (
     MetricInfo(
@@ -118,6 +119,47 @@ METRICS: tuple[MetricInfo, ...] = (
             unit="evaluations/image",
         )
         for column in ("forwards", "backwards")
+    ),
+    MetricInfo(
+        name="minimal_norm_median",
+        summary="median of the smallest norms that fool, over initially correct samples, failed attacks infinite",
+        source="Pintor et al. 2021 (FMN)",
+        metric="harness.metrics.minimal_norm:MINIMAL_NORM_MEDIAN",
+        columns=("sample_id", "clean_correct", "minimal_norm"),
+        direction="higher",
+        unit="the attack's norm, pixels in [0, 1]",
+    ),
+    MetricInfo(
+        name="robust_accuracy_at",
+        summary="security curve: robust accuracy at each budget, from the smallest norms of one run",
+        source="Pintor et al. 2021 (FMN)",
+        metric="harness.metrics.minimal_norm:ROBUST_ACCURACY_AT",
+        columns=("sample_id", "minimal_norm", "curve"),
+        direction="higher",
+    ),
+    *(
+        MetricInfo(
+            name=f"detection_auroc_of_attacked{suffix}",
+            summary=f"area under the ROC curve of {which}, attacked against clean images; below 0.5: over-fooled",
+            source="Mackowiak et al. 2021; interval: Obuchowski 1997",
+            metric=f"harness.metrics.attacked_detection:DETECTION_AUROC_OF_ATTACKED{suffix.upper()}",
+            columns=(*_ATTACKED, f"clean_{score}", f"adversarial_{score}"),
+            direction="higher",
+        )
+        for suffix, score, which in (
+            ("", "ood_score", "the model's own detector"),
+            ("_one_tailed", "one_tailed_score", "-log p"),
+            ("_two_tailed", "two_tailed_score", "the two-tailed quantile test of log p"),
+        )
+    ),
+    MetricInfo(
+        name="evasion_rate",
+        summary="share of the initially correct samples whose attacked image is misclassified and accepted,"
+        " by the detector's false-positive rate on held-out images",
+        source="Bryniarski et al. 2021",
+        metric="harness.metrics.attacked_detection:EVASION_RATE",
+        columns=(*_ATTACKED, "adversarial_ood_score", "ood_threshold"),
+        direction="lower",
     ),
     MetricInfo(
         name="worst_case_robust_accuracy",

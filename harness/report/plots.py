@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
+from harness.report.wording import split_metric
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -20,6 +22,7 @@ _MARKERS = "osD^vPX*"
 # Stand-ins that matplotlib can draw with and that no figure uses otherwise; the page's variables replace them.
 _INK, _FAINT = "#010101", "#020202"
 _METRIC = "robust_accuracy"
+_CURVE = "robust_accuracy_at"  # one variant for each eps, all from one cell
 
 
 @dataclass(frozen=True)
@@ -51,16 +54,16 @@ class Panel:
 
 
 def panels(cells: Sequence[Mapping[str, Any]]) -> list[Panel]:
-    """Group attack cells into panels; one appears where at least one model was attacked at two or more eps."""
+    """Group attack cells into panels; one appears where robust accuracy of at least one model is known at two eps."""
     groups: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
     for cell in cells:
-        if cell.get("status") == "ok" and _point(cell) is not None:
+        if cell.get("status") == "ok" and _points_of(cell):
             rest = {name: value for name, value in cell["params"].items() if name != "eps"}
             key = json.dumps([cell["plugin"], cell["dataset"], rest], sort_keys=True, default=str)
             groups.setdefault(key, {}).setdefault(cell["model"], []).append(cell)
     out = []
     for models in groups.values():
-        if max(len(members) for members in models.values()) >= 2:
+        if max(sum(len(_points_of(cell)) for cell in members) for members in models.values()) >= 2:
             first = next(iter(models.values()))[0]
             rest = {name: value for name, value in first["params"].items() if name != "eps"}
             curves = tuple(Curve(model, _points(members)) for model, members in models.items())
@@ -69,21 +72,34 @@ def panels(cells: Sequence[Mapping[str, Any]]) -> list[Panel]:
 
 
 def _points(members: Sequence[Mapping[str, Any]]) -> tuple[Point, ...]:
-    points = [point for cell in members if (point := _point(cell)) is not None]
+    points = [point for cell in members for point in _points_of(cell)]
     clean = _estimate(members[0], "clean_accuracy")
     if clean is not None and all(point.eps > 0 for point in points):
         points.append(Point(0.0, "0", *clean))
     return tuple(sorted(points, key=lambda point: point.eps))
 
 
-def _point(cell: Mapping[str, Any]) -> Point | None:
-    text = str((cell.get("params") or {}).get("eps", ""))
-    estimate = _estimate(cell, _METRIC)
+def _points_of(cell: Mapping[str, Any]) -> list[Point]:
+    """What a cell says: robust accuracy at its eps, or at each eps of its security curve."""
+    texts = {str((cell.get("params") or {}).get("eps", "")): _METRIC}
+    for name in cell.get("metrics") or {}:
+        base, eps = split_metric(name)
+        if base == _CURVE:
+            texts[eps] = name
+    reliable = cell.get("reliable") is not False
+    points = []
+    for text, metric in texts.items():
+        estimate, number = _estimate(cell, metric), _number(text)
+        if estimate is not None and number is not None:
+            points.append(Point(number, text, *estimate, reliable=reliable))
+    return points
+
+
+def _number(text: str) -> float | None:
     try:
-        eps = float(Fraction(text.replace(" ", "")))
+        return float(Fraction(text.replace(" ", "")))
     except (ValueError, ZeroDivisionError, OverflowError):
         return None
-    return None if estimate is None else Point(eps, text, *estimate, reliable=cell.get("reliable") is not False)
 
 
 def _estimate(cell: Mapping[str, Any], metric: str) -> tuple[float, float, float] | None:
