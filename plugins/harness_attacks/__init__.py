@@ -63,6 +63,23 @@ THREATS = (
         **_BALL,
     ),
     ThreatInfo(
+        name="cw",
+        summary="the smallest l2 perturbation by Carlini & Wagner, also past a density; preset of the IB-INN paper",
+        source="Carlini & Wagner 2017, section VI.A; Mackowiak et al. 2021, appendix D.2",
+        factory="harness_attacks.cw:build",
+        options="harness_attacks.cw_options:CWOptions",
+        requires=frozenset({"Classifier"}),
+        needs_reference=lambda options: options.uses_held_out,
+    ),
+    ThreatInfo(
+        name="minimal-norm",
+        summary="the smallest l-inf, l2 or l1 perturbation of each image: the whole security curve from one run",
+        source="Pintor et al. 2021, Fast Minimum-norm Adversarial Attacks through Adaptive Norm Constraints",
+        factory="harness_attacks.minimal_norm:build",
+        options="harness_attacks.minimal_norm:MinimalNormOptions",
+        requires=frozenset({"Classifier"}),
+    ),
+    ThreatInfo(
         name="noise",
         summary="the best of several random images of the ball",
         source="Carlini et al. 2019, On Evaluating Adversarial Robustness, section 5",

@@ -44,6 +44,12 @@ class Asked(NamedTuple):
     log_prob: Tensor | None
     log_prob_gradient: Tensor | None
 
+    def plus(self, other: Asked) -> Asked:
+        return Asked(*(None if a is None or b is None else a + b for a, b in zip(self, other, strict=True)))  # type: ignore[arg-type]
+
+    def over(self, count: int) -> Asked:
+        return self if count == 1 else Asked(*(None if a is None else a / count for a in self))  # type: ignore[arg-type]
+
 
 @dataclass
 class Runs:
@@ -228,27 +234,30 @@ class CW:
         return runs if bool(left.all()) else runs.only(left.nonzero()[:, 0])
 
     def _asked(self, model: ModelView, x: Tensor, runs: Runs, first: int) -> Asked:
+        count = self.options.eot if model.stochastic else 1
+        asked = self._asked_once(model, x, runs, first)
+        # Summed one after the other: memory does not grow with the number of draws.
+        for number in range(first + 1, first + count):
+            asked = asked.plus(self._asked_once(model, x, runs, number))
+        return asked.over(count)
+
+    def _asked_once(self, model: ModelView, x: Tensor, runs: Runs, number: int) -> Asked:
         import torch
 
-        goals, wrongs, clears, gradients, likelihoods, pushes = [], [], [], [], [], []
-        for number in range(first, first + (self.options.eot if model.stochastic else 1)):
-            x = x.detach().requires_grad_()
-            draws = runs.draws.numbered(number) if model.stochastic else runs.draws
-            with torch.enable_grad():
-                logits = (model.class_log_prob if self._by_likelihood(model) else model.logits)(x, draws)
-            goal = _goal(logits, runs.labels, runs.targets)
-            mine, others = split(logits, runs.labels)
-            goals.append(goal.margin)
-            wrongs.append(others.amax(dim=1) - mine)
-            clears.append(clearance(logits))
-            gradients.append(model.input_gradient(logits, x, goal.weights))
-            if self.options.detection:
-                with torch.enable_grad():
-                    log_prob = model.log_prob(x, draws)
-                likelihoods.append(log_prob.detach().double())
-                pushes.append(model.input_gradient(log_prob, x))
-        density = (_mean(likelihoods), _mean(pushes)) if likelihoods else (None, None)
-        return Asked(_mean(wrongs), _mean(goals), _mean(clears), _mean(gradients), *density)
+        x = x.detach().requires_grad_()
+        draws = runs.draws.numbered(number) if model.stochastic else runs.draws
+        with torch.enable_grad():
+            logits = (model.class_log_prob if self._by_likelihood(model) else model.logits)(x, draws)
+        goal = _goal(logits, runs.labels, runs.targets)
+        mine, others = split(logits, runs.labels)
+        wrong = others.amax(dim=1) - mine
+        gradient = model.input_gradient(logits, x, goal.weights)
+        if not self.options.detection:
+            return Asked(wrong, goal.margin, clearance(logits), gradient, None, None)
+        with torch.enable_grad():
+            log_prob = model.log_prob(x, draws)
+        push = model.input_gradient(log_prob, x)
+        return Asked(wrong, goal.margin, clearance(logits), gradient, log_prob.detach().double(), push)
 
     def _level(self, asked: Asked, runs: Runs, kappa: float) -> Tensor:
         """int64 (n,): 2 where the goal is reached, 1 where the image is misclassified at all, 0 else."""

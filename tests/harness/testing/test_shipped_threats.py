@@ -21,6 +21,8 @@ CASES: dict[str, list[dict[str, Any]]] = {
     ],
     "fab": [{"norm": "l2", "eps": 0.5, "steps": 5, "targets": 2}],
     "square": [{"norm": norm, "eps": eps, "queries": 12} for norm, eps in (("linf", 0.2), ("l2", 0.5), ("l1", 3))],
+    "cw": [{"steps": 10, "search_steps": 2}, {"paper": "ib-inn", "steps": 10, "median_log_prob": 0.0}],
+    "minimal-norm": [{"norm": norm, "steps": 8, "restarts": 2} for norm in ("linf", "l2", "l1")],
     "noise": [{"norm": norm, "eps": eps, "images": 4} for norm, eps in (("linf", 0.2), ("l2", 0.5), ("l1", 3))],
     "unbounded": [{"attack": {"plugin": "pgd", "norm": "l2", "steps": 3}}],
     "binarised": [{"attack": {"plugin": "pgd", "norm": "linf", "eps": 0.1, "steps": 3}, "points": 8}],
