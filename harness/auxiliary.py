@@ -56,9 +56,14 @@ def needs_reference(threat: ThreatEntry) -> bool:
     return bool(wants(threat.options)) if callable(wants) else wants
 
 
-def gains_by_reference(model: ModelEntry, threat: ThreatEntry) -> bool:
-    """Whether robust accuracy can be told with the model's own detector at work, given held-out scores."""
-    return "Detector" in model.info.capabilities and threat.info.budget_option is not None
+def gains_by_reference(model: ModelEntry, threat: ThreatEntry, suite: Suite) -> bool:
+    """Whether robust accuracy is told with the detector at work too, given held-out scores.
+
+    So it is for a model with a detector of its own; and for any classifier where another attack of the suite evades its
+    detector, so that the two can be compared.
+    """
+    detects = "Detector" in model.info.capabilities or any(needs_reference(other) for other in suite.threats)
+    return detects and threat.info.budget_option is not None
 
 
 def held_out(suite: Suite, host: Host) -> DatasetEntry | None:

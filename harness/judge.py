@@ -25,7 +25,7 @@ GREY_STEPS = 255
 OF_IMAGES = (
     *("adversarial_prediction", "success", "found", "minimal_norm", "linf", "l2", "l1", "l0", "success_rounded"),
     *("success_mean", "adversarial_correct_share", "clean_ood_score", "adversarial_ood_score"),
-    "robust_at_detector_fpr",
+    *("robust_at_detector_fpr", "ood_threshold"),
 )
 """Columns that the host alone derives, from the images a threat returns."""
 OF_CLEAN = ("clean_prediction", "clean_correct", "clean_correct_share", "clean_correct_mean")
@@ -56,7 +56,7 @@ class Judge:
 
     def __init__(self, built: BuiltModel, x: Tensor, y: Tensor, ids: Tensor, seed: int, reference: Reference | None):
         self.model = built.view(ids, seed, "eval")
-        self.detects = "Detector" in built.capabilities
+        self.detects = "Detector" in built.capabilities or reference is not None
         self.x, self.y, self.ids = x, y, ids
         self.reference = reference
         self._draws = draws_for(ids, seed, "judge")
@@ -101,7 +101,9 @@ class Judge:
                 columns["success_mean"] = mean & (clean.logits.argmax(dim=1) == self.y)
         if answer.share is not None:
             columns["adversarial_correct_share"] = answer.share
-        return columns | (self._detected(images, right, answer.prediction == self.y) if self.detects else {})
+        if self.detects:
+            columns |= self._detected(images, right, answer.prediction == self.y, bounded=not math.isinf(budget.eps))
+        return columns
 
     def _answer(self, images: Tensor, what: str, rows: Tensor | None = None) -> Answer:
         """`rows`: whose images these are, if not the whole batch in its order."""
@@ -156,8 +158,8 @@ class Judge:
             outcome[rows] = self._answer(stored, "rounded images", rows).prediction != self.y[rows]
         return outcome
 
-    def _detected(self, images: Tensor, right: Tensor, still_right: Tensor) -> dict[str, Tensor]:
-        """The detector's scores, and who withstands a classifier that may also reject (Tramèr 2022)."""
+    def _detected(self, images: Tensor, right: Tensor, still_right: Tensor, *, bounded: bool) -> dict[str, Tensor]:
+        """The detector's scores and thresholds, and who withstands a classifier that may also reject (Tramèr 2022)."""
         import torch
 
         with torch.no_grad():
@@ -166,9 +168,10 @@ class Judge:
         columns = {"clean_ood_score": clean, "adversarial_ood_score": attacked}
         if self.reference is not None:
             thresholds = clean.new_tensor([self.reference.ood_threshold(fpr) for fpr in DETECTOR_FPRS])
-            accepted = clean[:, None] <= thresholds
-            evades = ~still_right[:, None] & (attacked[:, None] <= thresholds)
-            columns["robust_at_detector_fpr"] = right[:, None] & accepted & ~evades
+            columns["ood_threshold"] = thresholds.expand(len(clean), -1)
+            if bounded:
+                evades = ~still_right[:, None] & (attacked[:, None] <= thresholds)
+                columns["robust_at_detector_fpr"] = right[:, None] & (clean[:, None] <= thresholds) & ~evades
         return columns
 
 

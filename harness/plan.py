@@ -314,7 +314,7 @@ class _Layout:
             HarnessError: it cannot do without them, and there are no held-out images.
         """
         wanted = auxiliary.needs_reference(cell.threat)
-        if not wanted and not auxiliary.gains_by_reference(cell.model, cell.threat):
+        if not wanted and not auxiliary.gains_by_reference(cell.model, cell.threat, self.suite):
             return None
         name = cell.model.name
         if name not in self.references:

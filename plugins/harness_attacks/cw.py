@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.errors import HarnessError, ThreatError
-from harness.models import DETECTOR_FPRS
 from harness.threats import Batch, Budget, Columns, ThreatContext
 from harness_attacks.clean import certainty
 from harness_attacks.cw_options import CWOptions
@@ -126,8 +125,6 @@ class CW:
         clean_log_prob, adversarial_log_prob (nats), clean_one_tailed_score, adversarial_one_tailed_score: for a model
             with a density; clean_two_tailed_score, adversarial_two_tailed_score: where the median is known too
             (`Typicality`). Higher is more out-of-distribution.
-        ood_threshold: (B, 3), the model's own detector's thresholds at false-positive rates of 1, 5 and 10 % on
-            held-out images, for a model that has one and an attack that reads held-out scores.
     """
 
     def __init__(self, options: CWOptions) -> None:
@@ -357,9 +354,6 @@ class CW:
                 columns[f"{name}_one_tailed_score"] = -log_prob
                 if typicality is not None:
                     columns[f"{name}_two_tailed_score"] = typicality.two_tailed(log_prob)
-        if self.options.uses_held_out and model.ood_score_name == "own":
-            thresholds = sure["entropy"].new_tensor([model.ood_threshold(fpr) for fpr in DETECTOR_FPRS])
-            columns["ood_threshold"] = thresholds.expand(len(batch.y), -1)
         return columns
 
 

@@ -53,7 +53,7 @@ class PGD:
             detector, where it is evaded), and the restart in which that was, from 0; -1 if it never was. With `targets`
             there is a restart for each, likeliest first, before the next start.
         target, target_reached: with a target only. A sample whose label is the target is not attacked.
-        ood_threshold, evaded: where the detector is evaded, the highest score it accepts, and whether the image
+        evade_threshold, evaded: where the detector is evaded, the highest score it accepts, and whether the image
             returned was misclassified and accepted.
     """
 
@@ -200,7 +200,7 @@ class _Run:
             columns |= {"target": targets, "target_reached": found.score == float("inf")}
         if self.evasion is not None:
             columns |= {
-                "ood_threshold": found.score.new_full(targets.shape, self.evasion.threshold),
+                "evade_threshold": found.score.new_full(targets.shape, self.evasion.threshold),
                 "evaded": found.score > self.evasion.BOTH,
             }
         return columns

@@ -146,10 +146,19 @@ def test_a_detector_may_reject_what_fools_the_classifier() -> None:
     assert columns["success"].tolist() == [True, True, False]
     assert columns["adversarial_ood_score"].tolist() == pytest.approx([0.9, 0.45, 0.69])
     robust = columns["robust_at_detector_fpr"]
-    assert robust.shape == (3, len(DETECTOR_FPRS))
+    assert robust.shape == columns["ood_threshold"].shape == (3, len(DETECTOR_FPRS))
     assert robust[0].all(), "rejected at every threshold"
     assert not robust[1].any(), "evades"
     assert robust[2].tolist() == [True, False, False], "a clean image that is rejected is no success of the model"
+
+
+def test_an_unbounded_attack_says_who_evades_and_not_who_withstands() -> None:
+    held_out = Reference({"ood_score": np.linspace(0.0, 0.7, 1001)})
+    j = judge(Bright(), images(0.6), [1], "Detector", reference=held_out)
+    clean, _ = j.clean()
+    columns = j.attacked(images(0.45), Budget("l2", math.inf), clean)
+    assert "robust_at_detector_fpr" not in columns
+    assert columns["ood_threshold"].shape == (1, len(DETECTOR_FPRS))
 
 
 def test_thresholds_are_of_held_out_scores() -> None:

@@ -72,7 +72,7 @@ def test_every_way_beats_the_plain_attack_at_its_threshold(bench: Bench, norm: s
         assert evading.sum() > plain, way
         right = columns["gradient_steps"] > 0  # attacked, or done at the start
         assert torch.equal(columns["evaded"][right], evading[right]), way
-        assert (columns["ood_threshold"] == bench.reference.ood_threshold(0.05)).all()
+        assert (columns["evade_threshold"] == bench.reference.ood_threshold(0.05)).all()
         assert columns["loss"][0] == f"cross-entropy on logits, {way} on ood_score"
 
 
