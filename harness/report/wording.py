@@ -12,7 +12,7 @@ _ACRONYMS = {"auroc": "AUROC", "aupr": "AUPR", "fid": "FID", "fpr": "FPR"}
 _PERCENT = re.compile(r"(^|_)(accuracy|rate|auroc|aupr|fpr|tpr|calibration_error|corruption_error)(_|$)")
 # Said by another number of the same cell: kept for the page, left out of a table that must fit a terminal.
 _SECONDARY = re.compile(
-    r"attack_success_rate|robust_accuracy_at|(linf|l0|l1|l2|forwards|backwards)_\w+|fpr_\w+|aupr\w*"
+    r"attack_success_rate|robust_accuracy_at|evasion_rate|detection_auroc_of_attacked\w*|(linf|l0|l1|l2|forwards|backwards)_\w+|fpr_\w+|aupr\w*"
 )
 _SAYS_MORE_THAN_CLEAN = ("robust_accuracy", "auroc")
 _INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
