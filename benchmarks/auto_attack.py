@@ -269,8 +269,9 @@ def main() -> None:
     if arguments.what == "record":
         record_all(arguments.out, arguments.only, arguments.samples, arguments.seeds, arguments.data)
     elif arguments.what == "compare":
-        for path in sorted(arguments.out.glob(f"*{arguments.only}*.json")):
-            compare(path, arguments.data)
+        for path in sorted(arguments.out.glob("*.json")):
+            if arguments.only in path.stem:
+                compare(path, arguments.data)
     else:
         speed(arguments.rounds, arguments.data)
 
