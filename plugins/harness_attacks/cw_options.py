@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import ValidationInfo, WithJsonSchema, field_validator, model_validator
+from pydantic import PlainSerializer, ValidationInfo, WithJsonSchema, field_validator, model_validator
 from pydantic.functional_validators import PlainValidator
 
 from harness.options import Options, option
@@ -35,6 +35,11 @@ def _target(value: Any) -> Target:
     raise problem(f'{value!r} is not a target: expected "any", "random", "least-likely" or the index of a class')
 
 
+def _as_written(number: float) -> float | str:
+    """JSON, and a suite, have no infinite number: that is written as text."""
+    return "inf" if math.isinf(number) else number
+
+
 class CWOptions(Options):
     """Options of `cw`."""
 
@@ -49,8 +54,8 @@ class CWOptions(Options):
     steps: int = option(200, help="gradient steps for each value of c", ge=1)
     patience: int | None = option(50, help="a sample's run ends after so many steps without a smaller objective", ge=1)
     learning_rate: float = option(0.03, help="of Adam, on w where the image is (tanh(w) + 1) / 2", gt=0)
-    kappa: float = option(
-        0.0, help="by how much the wrong class must win; inf: by as much as possible (needs a fixed c)", ge=0
+    kappa: Annotated[float, PlainSerializer(_as_written, when_used="json")] = option(
+        0.0, help='by how much the wrong class must win; "inf": by as much as possible (needs a fixed c)', ge=0
     )
     target: Annotated[Target, PlainValidator(_target), WithJsonSchema(_TARGET_SCHEMA)] = option(
         "any", help='class to reach: "any" wrong one, "random" (one a sample), "least-likely", or a class index'

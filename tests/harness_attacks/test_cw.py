@@ -235,6 +235,13 @@ def test_mistakes_get_one_clear_line(options: dict[str, Any], message: str) -> N
         CWOptions(**options)
 
 
+def test_an_infinite_kappa_is_written_as_text() -> None:
+    options = CWOptions(paper="ib-inn", kappa="inf")  # type: ignore[arg-type]
+    assert options.kappa == math.inf
+    assert options.model_dump(mode="json")["kappa"] == "inf"
+    assert CWOptions(**options.model_dump(mode="json")) == options
+
+
 def test_a_target_must_be_a_class() -> None:
     facts = DatasetFacts("test", (1, 5, 5), 256, ("a", "b", "c"))
     with pytest.raises(HarnessError, match="classes 0 to 2"):
