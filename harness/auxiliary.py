@@ -11,6 +11,7 @@ import numpy as np
 from harness.capabilities import with_derived
 from harness.errors import HarnessError, SuiteError
 from harness.info import Probe, resolve
+from harness.models import refuse_nan
 from harness.suite import DatasetEntry, ModelEntry, Suite, ThreatEntry, dataset_entry, threat_entry
 from harness.threats import Batch, Budget, Columns, ThreatContext
 
@@ -43,6 +44,8 @@ class HeldOutScores:
                 columns["ood_score"] = model.ood_score(batch.x, batch.draws).double()
             if "Density" in model.capabilities:
                 columns["log_prob"] = model.log_prob(batch.x, batch.draws).double()
+        for name, values in columns.items():
+            refuse_nan(values, batch.ids, name, "held-out images")
         return columns
 
 
@@ -121,22 +124,25 @@ def probe_entry(probe: Probe, threat: ThreatEntry, host: Host) -> ThreatEntry:
     return replace(entry, label=label)
 
 
-def replays(suite: Suite, folder: Path, host: Host) -> tuple[ThreatEntry, ...]:
+def replays(suite: Suite, folder: Path, name: str, host: Host) -> tuple[ThreatEntry, ...]:
     """One replay of a run's adversarial images for each budget that the suite's own attacks have (`--from RUN`).
+
+    Args:
+        name: what the run is called in the cells' ids.
 
     Raises:
         HarnessError: the suite has no attack with a norm and a budget, or no plugin replays.
     """
     budgets = dict.fromkeys(
-        (t.params["norm"], str(t.params[t.info.budget_option]))
+        (t.params["norm"], str(t.params[t.info.budget_option or ""]))
         for t in suite.threats
-        if t.info.budget_option and "norm" in t.params
+        if t.budget is not None and "norm" in t.params
     )
     if not budgets:
         raise HarnessError("--from: the suite has no attack with a norm and a budget to replay within")
     return tuple(
         threat_entry(
-            f"replay[run={folder.name},norm={norm},eps={eps}]",
+            f"replay[run={name},norm={norm},eps={eps}]",
             "replay",
             {"run": str(folder.absolute()), "norm": norm, "eps": eps},
             host,

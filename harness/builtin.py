@@ -34,6 +34,7 @@ def register_threats(register: Callable[[ThreatInfo], None]) -> None:
             summary="a model's scores of clean images, for thresholds; planned by the harness itself",
             factory="harness.auxiliary:build_held_out_scores",
             requires=frozenset({"Detector"}),
+            internal=True,
         )
     )
 

@@ -62,7 +62,18 @@ class Estimator:
                 raise HarnessError(f"metric '{info.name}': {one_line(error)}") from error
             metrics.update({metric_name(info.name, variant): e.to_json() for variant, e in estimates.items()})
         checks = self._audit(cell, columns, smaller, probes)
-        return {"metrics": metrics, "audit": checks, "reliable": all(check["ok"] for check in checks)}
+        return self._judged(metrics, checks)
+
+    def _judged(self, metrics: dict[str, Any], checks: list[dict[str, Any]]) -> dict[str, Any]:
+        """Withhold the metrics that a failed check is about; any other failed check makes the whole cell unreliable."""
+        from harness.audit import LIMITED
+
+        failed = {check["check"]: check["message"] for check in checks if not check["ok"]}
+        for name, message in failed.items():
+            for metric in metrics:
+                if split_name(metric) in LIMITED.get(name, ()):
+                    metrics[metric] = undefined(metrics[metric]["n"], message).to_json()
+        return {"metrics": metrics, "audit": checks, "reliable": not failed.keys() - LIMITED.keys()}
 
     def _audit(
         self, cell: CellManifest, columns: frozenset[str], smaller: Sequence[str], probes: Sequence[ProbeManifest]
@@ -123,6 +134,11 @@ class Estimator:
 def metric_name(name: str, variant: str) -> str:
     """`auroc[uniform]`: a metric's name in results.json."""
     return f"{name}[{variant}]" if variant else name
+
+
+def split_name(name: str) -> str:
+    """`auroc` of `auroc[uniform]`."""
+    return name.partition("[")[0]
 
 
 def cell_entry(cell: CellManifest | Mapping[str, Any], **facts: Any) -> dict[str, Any]:

@@ -89,6 +89,7 @@ class ThreatInfo(Info):
     variants: tuple[str, ...] = ()
     needs_reference: bool | Callable[[Any], bool] = False
     probes: str | Callable[[Any], Sequence[Probe]] | None = None
+    internal: bool = False  # planned by the harness, never by a suite
 
 
 @dataclass(frozen=True, kw_only=True)

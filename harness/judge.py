@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from harness.errors import HarnessError, ModelError, ThreatError
 from harness.loading import BUDGET_TOLERANCE
-from harness.models import DETECTOR_FPRS
+from harness.models import DETECTOR_FPRS, refuse_nan
 from harness.randomness import draws_for
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ GREY_STEPS = 255
 OF_IMAGES = (
     *("adversarial_prediction", "success", "found", "minimal_norm", "linf", "l2", "l1", "l0", "success_rounded"),
     *("success_mean", "adversarial_correct_share", "clean_ood_score", "adversarial_ood_score"),
-    *("robust_at_detector_fpr", "ood_threshold"),
+    *("robust_at_detector_fpr", "evades_at_detector_fpr", "ood_threshold"),
 )
 """Columns that the host alone derives, from the images a threat returns."""
 OF_CLEAN = ("clean_prediction", "clean_correct", "clean_correct_share", "clean_correct_mean")
@@ -165,12 +165,14 @@ class Judge:
         with torch.no_grad():
             clean = self.model.ood_score(self.x, self._draws).double().clone()
             attacked = self.model.ood_score(images, self._draws).double().clone()
+        for scores, what in ((clean, "images"), (attacked, "adversarial images")):
+            refuse_nan(scores, self.ids, "ood_score", what)
         columns = {"clean_ood_score": clean, "adversarial_ood_score": attacked}
         if self.reference is not None:
             thresholds = clean.new_tensor([self.reference.ood_threshold(fpr) for fpr in DETECTOR_FPRS])
-            columns["ood_threshold"] = thresholds.expand(len(clean), -1)
+            evades = right[:, None] & ~still_right[:, None] & (attacked[:, None] <= thresholds)
+            columns |= {"ood_threshold": thresholds.expand(len(clean), -1), "evades_at_detector_fpr": evades}
             if bounded:
-                evades = ~still_right[:, None] & (attacked[:, None] <= thresholds)
                 columns["robust_at_detector_fpr"] = right[:, None] & (clean[:, None] <= thresholds) & ~evades
         return columns
 

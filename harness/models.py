@@ -62,10 +62,10 @@ class Reference:
         return self.columns[column]
 
     def ood_threshold(self, fpr: float) -> float:
-        """The smallest held-out score above which a share of at most `fpr` of the held-out images lies."""
+        """The smallest held-out score above which at most a share `fpr` of the held-out images lies."""
         import numpy as np
 
-        return float(np.quantile(self["ood_score"], 1 - fpr, method="higher"))
+        return float(np.quantile(self["ood_score"], 1 - fpr, method="inverted_cdf"))
 
 
 class ModelView:
@@ -252,6 +252,14 @@ class _Count:
             self._counts.index_add_(0, self._slots, times)
             self._times = 0
         return self._counts
+
+
+def refuse_nan(scores: Tensor, ids: Tensor, name: str, what: str) -> None:
+    """Raise a ModelError where scores (n,) are not a number: compared with a threshold they would say anything."""
+    bad = scores.isnan()
+    if bad.any():
+        first = int(ids[int(bad.nonzero()[0, 0])])
+        raise ModelError(f"{name} is NaN for {int(bad.sum())} of {len(ids)} {what}, first sample {first}")
 
 
 def split_top(logits: Tensor) -> tuple[Tensor, Tensor]:

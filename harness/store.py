@@ -31,7 +31,7 @@ _OUTCOME = (
 )
 # Verdicts of other judges: a sample withstands a budget if it withstands all smaller ones too.
 _STANDING = ("robust_at_detector_fpr",)
-_FALLEN = ("success_mean",)
+_FALLEN = ("success_mean", "evades_at_detector_fpr")
 
 
 class RunFolder:

@@ -392,7 +392,9 @@ def _threats(raw: Any, host: Host, problems: list[str]) -> list[ThreatEntry]:
 
 def _grid(plugin: str, table: Mapping[str, Any], where: str, host: Host) -> list[ThreatEntry]:
     """The threats of one `[[threats]]` table: one for each combination of the lists given for scalar options."""
-    _, options_class = _threat_info(plugin, host, where)
+    info, options_class = _threat_info(plugin, host, where)
+    if info.internal:
+        raise SuiteError(where, [f"{where} plugin: '{plugin}' is planned by the harness itself; leave it out"])
     common, problems = validate_options(
         ThreatTable, {k: table[k] for k in ThreatTable.model_fields if k in table}, where
     )

@@ -6,7 +6,7 @@ was seen and what to do. Thresholds were chosen on one half of the models in `ha
 other (docs/audit.md).
 """
 
-from harness.audit.checks import COLUMNS, Check, audit
+from harness.audit.checks import COLUMNS, LIMITED, Check, audit
 from harness.audit.comparisons import judge_probe, non_monotone
 
-__all__ = ["COLUMNS", "Check", "audit", "judge_probe", "non_monotone"]
+__all__ = ["COLUMNS", "LIMITED", "Check", "audit", "judge_probe", "non_monotone"]

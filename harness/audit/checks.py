@@ -23,7 +23,8 @@ LOST_SHARE = 0.01  # of the samples: what the attack called a success and the ho
 ROUNDED_SHARE = 0.50  # of the successes: what may be lost in an 8-bit file (an image just over the boundary easily is)
 BLACK_BOX_SHARE = 0.01  # of the samples: what a black-box part may find that the parts with gradients did not
 REJECTED_SHARE = 0.50  # of the successes: what the model's own detector may reject
-REJECTED_ABOVE = 0.95  # quantile of the clean images' scores
+REFUSED_SHARE = 0.05
+NOT_SHOWN_SHARE = 0.05
 BLACK_BOX = ("square",)  # parts of an ensemble that use no gradient
 SIGNIFICANCE = 0.05
 
@@ -153,10 +154,34 @@ def _black_box_wins(rows: Rows) -> str:
     )
 
 
+def _refused(rows: Rows) -> str:
+    """A library's attack was given the budget, and returned what lies outside it: another norm, or a fault."""
+    given = rows["clean_correct"].astype(bool) & rows["budget_given"].astype(bool)
+    count, n = int((given & rows["refused"].astype(bool)).sum()), int(given.sum())
+    if not clearly_above(count, n, REFUSED_SHARE):
+        return ""
+    return (
+        f"the library's image was refused for {count} of {n} samples, because it lies outside the budget or is not"
+        " finite, and counts as a failed attack; set the norm that the attack itself bounds"
+    )
+
+
+def _nothing_shown(rows: Rows) -> str:
+    """A sample of which there is no image to replay counts as robust, and nobody attacked it."""
+    right = rows["clean_correct"].astype(bool)
+    count, n = int((right & (rows["replayed"] == 0)).sum()), int(right.sum())
+    if not clearly_above(count, n, NOT_SHOWN_SHARE):
+        return ""
+    return (
+        f"for {count} of {n} samples the run stored no image inside the budget, and they count as robust; replay a run"
+        " that attacked these samples at this budget or a smaller one"
+    )
+
+
 def _detector_ignored(rows: Rows) -> str:
     """An attack that does not know of a detector says nothing about it (Tramèr et al. 2020, section 3)."""
     success = rows["success"].astype(bool)
-    limit = np.quantile(rows["clean_ood_score"], REJECTED_ABOVE) if len(success) else 0.0
+    limit = rows["ood_threshold"][:, 1]
     count, n = int((success & (rows["adversarial_ood_score"] > limit)).sum()), int(success.sum())
     if not clearly_above(count, n, REJECTED_SHARE):
         return ""
@@ -178,8 +203,13 @@ _CHECKS: dict[str, tuple[tuple[str, ...], Callable[[Rows], str]]] = {
     "random_without_eot": (("stochastic", "eot"), _random_without_eot),
     "lost_by_rounding": (("success", "success_rounded"), _lost_by_rounding),
     "black_box_wins": (("clean_correct", "success", "attack"), _black_box_wins),
-    "detector_ignored": (("success", "clean_ood_score", "adversarial_ood_score"), _detector_ignored),
+    "refused": (("clean_correct", "budget_given", "refused"), _refused),
+    "nothing_shown": (("clean_correct", "replayed"), _nothing_shown),
+    "detector_ignored": (("success", "adversarial_ood_score", "ood_threshold"), _detector_ignored),
 }
+
+LIMITED = {"detector_ignored": ("robust_accuracy_at_detector_fpr", "evasion_rate")}
+"""Checks that say nothing about a cell as a whole, with the metrics that they withhold."""
 
 _UNLESS = {"detector_ignored": "evaded"}
 """Columns that show that a check has no object."""

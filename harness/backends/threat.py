@@ -58,13 +58,21 @@ class BackendThreat:
     """
 
     def __init__(
-        self, name: str, options: BackendOptions, attack: Library, *, files: tuple[Path, ...], centre: Centre
+        self,
+        name: str,
+        options: BackendOptions,
+        attack: Library,
+        *,
+        files: tuple[Path, ...],
+        centre: Centre,
+        budget_given: bool,
     ) -> None:
         self.name = name
         self.options = options
         self.attack = attack
         self.files = files
         self.centre: Centre = centre
+        self.budget_given = budget_given
         self.budget: Budget | None = options.budget
 
     def run(self, model: ModelView, batch: Batch) -> Columns:
@@ -77,6 +85,7 @@ class BackendThreat:
         columns: dict[str, Any] = {"adversarial": batch.x.clone()}
         for name in ("claimed", "refused"):
             columns[name] = torch.zeros_like(batch.clean_correct)
+        columns["budget_given"] = torch.full_like(batch.clean_correct, self.budget_given)
         for name in _COUNTS:
             columns[name] = torch.zeros_like(batch.y)
         rows = batch.clean_correct.nonzero()[:, 0]

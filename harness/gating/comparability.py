@@ -39,7 +39,8 @@ def check_gateable(run: Run, role: str) -> None:
     if run.complete():
         return
     failed = {cell["id"] for cell in run.cells() if cell["status"] == "failed"}
-    lacking = [cell for cell in run.reader.cells if cell not in failed and not run.reader.is_complete(cell)]
+    cells = [cell.id for cell in run.reader.cells.values() if cell.role == "cell"]
+    lacking = [cell for cell in cells if cell not in failed and not run.reader.is_complete(cell)]
     if lacking:
         more = f" and {len(lacking) - 1} more cells" if len(lacking) > 1 else ""
         raise IncompleteRunError(f"{role} {run.folder} lacks rows of {lacking[0]}{more}; run it again to complete it")

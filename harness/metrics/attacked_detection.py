@@ -81,11 +81,7 @@ class EvasionRate:
 
 
 def _evades(index: int) -> Callable[[Rows], Mask]:
-    def outcome(rows: Rows) -> Mask:
-        thresholds = np.asarray(rows["ood_threshold"], dtype=float)[:, index]
-        return fooled(rows) & (np.asarray(rows["adversarial_ood_score"], dtype=float) <= thresholds)
-
-    return outcome
+    return lambda rows: np.asarray(rows["evades_at_detector_fpr"], dtype=bool)[:, index]
 
 
 _NONE = "no sample is classified correctly before the attack"

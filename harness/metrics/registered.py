@@ -158,7 +158,7 @@ METRICS: tuple[MetricInfo, ...] = (
         " by the detector's false-positive rate on held-out images",
         source="Bryniarski et al. 2021",
         metric="harness.metrics.attacked_detection:EVASION_RATE",
-        columns=(*_ATTACKED, "adversarial_ood_score", "ood_threshold"),
+        columns=("sample_id", "clean_correct", "evades_at_detector_fpr"),
         direction="lower",
     ),
     MetricInfo(

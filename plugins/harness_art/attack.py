@@ -63,7 +63,7 @@ def build(options: BackendOptions, context: ThreatContext) -> BackendThreat:
     run = partial(_run, attack, arguments, "batch_size" in known and "batch_size" not in options.arguments)
     files = release("adversarial-robustness-toolbox")
     centre: Centre = "probability" if options.attack in _WANT_PROBABILITIES else "log-probability"
-    return BackendThreat("art", options, run, files=files, centre=centre)
+    return BackendThreat("art", options, run, files=files, centre=centre, budget_given="eps" in known)
 
 
 def _classes(evasion: Any) -> dict[str, type]:

@@ -15,7 +15,7 @@ from pydantic import ValidationInfo, field_validator
 from harness.options import option
 from harness.threats import Batch, Budget, Columns, ThreatContext
 from harness_attacks.apgd_moves import SparseMoves, StraightMoves, moves_around
-from harness_attacks.attacked import Findings
+from harness_attacks.attacked import Findings, randomness
 from harness_attacks.ball_options import BallOptions, check_diameter
 from harness_attacks.balls import balls_around
 from harness_attacks.l1 import project_l1
@@ -56,6 +56,8 @@ class APGDOptions(BallOptions):
     def _large_radii_in_l1(cls, large: bool, info: ValidationInfo) -> bool:
         if large and info.data.get("norm") != "l1":
             raise problem('large_radii is for norm = "l1"')
+        if large and info.data.get("steps", 3) < 3:
+            raise problem("large_radii needs 3 steps or more: one for each radius")
         return large
 
 
@@ -143,6 +145,7 @@ class APGD:
 
     Columns, one row a sample:
         adversarial: (B, C, H, W).
+        stochastic: bool, whether the model is random; eot: draws averaged for each gradient, 1 if it is not.
         steps: gradient steps planned for each run.
         gradient_steps: steps made, all runs together; 0 for a sample that was not attacked.
         zero_gradient_steps, nonfinite_gradient_steps: how many of them were zero, or had an infinite or NaN entry.
@@ -172,6 +175,7 @@ class APGD:
                     rows = run.from_random_start(batch, rows, targets[rows, number // self.options.restarts])
         return {
             "adversarial": found.best,
+            **randomness(model, batch.y, self.options.eot),
             "steps": batch.y.new_full(batch.y.shape, self.options.steps),
             "gradient_steps": found.gradient_steps,
             "zero_gradient_steps": found.zero_gradient_steps,

@@ -10,6 +10,7 @@ from harness_attacks.balls import peaks
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from harness.models import ModelView
     from harness.randomness import Draws
     from harness_attacks.balls import Ball
 
@@ -47,6 +48,14 @@ class Standing:
 
 
 _TENSORS = ("rows", "labels", "targets", "score", "loss_first")
+
+
+def randomness(model: ModelView, like: Tensor, eot: int) -> dict[str, Tensor]:
+    """The columns `stochastic` (bool) and `eot` (int64), both (B,), that the audit asks for."""
+    return {
+        "stochastic": like.new_full(like.shape, model.stochastic).bool(),
+        "eot": like.new_full(like.shape, eot if model.stochastic else 1),
+    }
 
 
 @dataclass

@@ -12,6 +12,7 @@ from harness.errors import ThreatError
 from harness.options import option
 from harness.threats import Batch, Budget, Columns, Norm, ThreatContext
 from harness_attacks.apgd import APGD, APGDOptions
+from harness_attacks.attacked import randomness
 from harness_attacks.ball_options import BallOptions, check_diameter
 from harness_attacks.fab import FAB, FABOptions
 from harness_attacks.square import Square, SquareOptions
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from harness.options import Amount
 
 _COUNTS = ("gradient_steps", "zero_gradient_steps", "nonfinite_gradient_steps", "queries")
+_RAND_EOT = 20
 _JUDGED_ON = 10  # fresh draws that choose between two attacks' images of one sample, for a random model
 _FRESH = 1 << 30  # number of the first of them: no attack gets there
 
@@ -49,6 +51,7 @@ class AutoAttack:
 
     Columns, one row a sample:
         adversarial: (B, C, H, W).
+        stochastic, eot: as those of APGD.
         attack: which attack broke the sample: "apgd-ce", "apgd-t", "fab-t", "square", "apgd-dlr" or "fab"; "" if none
             did. (Whether the image counts the host decides.)
         gradient_steps, zero_gradient_steps, nonfinite_gradient_steps, queries: sums over the attacks.
@@ -73,6 +76,7 @@ class AutoAttack:
         found: dict[str, Any] = {
             "adversarial": batch.x.clone(),
             "attack": nothing - 1,
+            **randomness(model, nothing, _RAND_EOT),
             **{name: nothing.clone() for name in _COUNTS},
             "loss_first": torch.full_like(nothing, float("nan"), dtype=torch.float64),
             "loss_last": torch.full_like(nothing, float("nan"), dtype=torch.float64),
@@ -125,8 +129,8 @@ class AutoAttack:
 
 def _only(batch: Batch, rows: Tensor, name: str) -> Batch:
     """The samples at `rows`, with streams of their own for the attack `name`."""
-    logits = None if batch.clean_logits is None else batch.clean_logits[rows]
-    return Batch(batch.x[rows], batch.y[rows], batch.ids[rows], batch.draws[rows].stream(name), logits)
+    logits, verdict = (None if t is None else t[rows] for t in (batch.clean_logits, batch.clean_prediction))
+    return Batch(batch.x[rows], batch.y[rows], batch.ids[rows], batch.draws[rows].stream(name), logits, verdict)
 
 
 def parts(version: str, norm: Norm, eps: Amount, num_classes: int) -> dict[str, _Part]:
@@ -144,7 +148,7 @@ def parts(version: str, norm: Norm, eps: Amount, num_classes: int) -> dict[str, 
         return FAB(FABOptions.model_validate({"norm": norm, "eps": eps, **options}))
 
     if version == "rand":
-        return {"apgd-ce": apgd("cross-entropy", eot=20), "apgd-dlr": apgd("dlr", eot=20)}
+        return {"apgd-ce": apgd("cross-entropy", eot=_RAND_EOT), "apgd-dlr": apgd("dlr", eot=_RAND_EOT)}
     square = Square(SquareOptions(norm=norm, eps=eps))
     if version == "plus":
         return {

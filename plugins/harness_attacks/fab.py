@@ -16,7 +16,7 @@ from harness.errors import HarnessError
 from harness.options import Amount, Options, option
 from harness.threats import Batch, Budget, Columns, Norm, ThreatContext
 from harness_attacks.apgd import likeliest_wrong
-from harness_attacks.attacked import Findings
+from harness_attacks.attacked import Findings, randomness
 from harness_attacks.ball_options import check_diameter, eps_in_range
 from harness_attacks.hyperplanes import to_hyperplane
 
@@ -118,6 +118,7 @@ class FAB:
                 number += 1
         return {
             "adversarial": found.best,
+            **randomness(model, batch.y, 1),
             "steps": batch.y.new_full(batch.y.shape, self.options.steps),
             "gradient_steps": found.gradient_steps,
             "zero_gradient_steps": found.zero_gradient_steps,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
 from harness.threats import Batch, Budget, Columns, ThreatContext
-from harness_attacks.attacked import Findings, Standing
+from harness_attacks.attacked import Findings, Standing, randomness
 from harness_attacks.balls import balls_around
 from harness_attacks.evasion import Evasion
 from harness_attacks.losses import refuse_few_classes, sharpened
@@ -185,8 +185,7 @@ class _Run:
             "adversarial": found.best,
             "loss": [loss if self.evasion is None else f"{loss}, {options.evade} on ood_score"] * len(targets),
             "logit_scale": found.score.new_ones(len(targets)) if self.scale is None else self.scale[:, 0],
-            "stochastic": targets.new_full(targets.shape, self.stochastic).bool(),
-            "eot": targets.new_full(targets.shape, self.objective.eot),
+            **randomness(self.objective.model, targets, self.objective.eot),
             "steps": targets.new_full(targets.shape, options.steps),
             "gradient_steps": found.gradient_steps,
             "zero_gradient_steps": found.zero_gradient_steps,

@@ -47,6 +47,8 @@ def probes_of(options: PGDOptions) -> Sequence[Probe]:
     other = "cross-entropy" if options.loss == "margin" else "margin"
     longer = {"random_start": True, "steps": 2 * steps, "restarts": 3 * restarts}
     tested = {"plugin": "pgd", **shared, **ball, "steps": steps}
+    if options.loss == "dlr":  # of two classes, which it is tested on, there is no such ratio
+        tested["loss"] = "margin"
     return [
         *found,
         _probe("noise", "noise", {**ball, "images": 10}, "stronger", _MISLED),

@@ -56,7 +56,9 @@ def build(options: BackendOptions, context: ThreatContext) -> BackendThreat:
         advice = "leave out eps" if theirs == "l0" else f'set norm = "{theirs}"'
         raise HarnessError(f"norm: {options.attack} bounds {theirs}, not {options.norm}; {advice}")
     run = partial(_run, package, attack, arguments, None if options.eps is None else float(options.eps))
-    return BackendThreat("foolbox", options, run, files=release("foolbox"), centre="log-probability")
+    return BackendThreat(
+        "foolbox", options, run, files=release("foolbox"), centre="log-probability", budget_given=False
+    )
 
 
 def _classes(package: Any) -> dict[str, type]:

@@ -54,13 +54,16 @@ def build(options: BackendOptions, context: ThreatContext) -> BackendThreat:
         arguments["norm"] = _NORMS[options.norm]
     if "n_classes" in known:
         arguments["n_classes"] = context.data.num_classes
+    given = bool(set(_BUDGETS) & set(known))
     for budget in set(_BUDGETS) & set(known):
         if options.eps is None:
             raise HarnessError(f"eps: {options.attack} needs a budget")
         eps = float(options.eps)
         arguments = {**scaled_step(known, "alpha", budget, eps), **arguments, budget: eps}
     run = partial(_run, attack, arguments, "seed" in known)
-    return BackendThreat("torchattacks", options, run, files=release("torchattacks"), centre="positive")
+    return BackendThreat(
+        "torchattacks", options, run, files=release("torchattacks"), centre="positive", budget_given=given
+    )
 
 
 def _run(

@@ -27,8 +27,11 @@ def honest_rows() -> dict[str, np.ndarray]:
         "eot": np.ones(N, dtype=int),
         "success_rounded": success.copy(),
         "attack": np.where(success, "apgd-ce", ""),
-        "clean_ood_score": np.linspace(0, 1, N),
         "adversarial_ood_score": np.linspace(0, 1.05, N),
+        "ood_threshold": np.tile([0.99, 0.95, 0.9], (N, 1)),
+        "budget_given": np.ones(N, dtype=bool),
+        "refused": np.zeros(N, dtype=bool),
+        "replayed": np.ones(N, dtype=int),
     }
 
 
@@ -47,6 +50,8 @@ def test_an_honest_attack_passes_every_check():
         "random_without_eot",
         "lost_by_rounding",
         "black_box_wins",
+        "refused",
+        "nothing_shown",
         "detector_ignored",
     ]
     assert all(c.ok and c.message == "" for c in checks)
@@ -156,6 +161,22 @@ def test_a_detector_that_rejects_most_adversarial_images_must_be_attacked_too():
     rows["adversarial_ood_score"] += 1.0
     assert flags(rows) == ["detector_ignored"]
     assert flags({**rows, "evaded": np.zeros(N, dtype=bool)}) == []
+
+
+def test_images_that_a_librarys_attack_put_outside_its_budget():
+    rows = honest_rows()
+    rows["refused"][: N // 4] = True
+    assert flags(rows) == ["refused"]
+    rows["budget_given"][:] = False  # it looks for the smallest norm, which may well be above eps
+    assert flags(rows) == []
+
+
+def test_samples_of_which_there_is_nothing_to_replay():
+    rows = honest_rows()
+    rows["replayed"][: N // 4] = 0
+    assert flags(rows) == ["nothing_shown"]
+    rows["clean_correct"][: N // 4] = False
+    assert flags(rows) == []
 
 
 @pytest.mark.parametrize("empty", [0, 1])

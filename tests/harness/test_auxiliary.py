@@ -38,6 +38,8 @@ class Detecting(RowSums):
     def ood_score(self, x):
         if self.kind == "blind":
             raise RuntimeError("no score")
+        if self.kind == "bright":
+            return x.amax(dim=(1, 2, 3))
         return (x.sum(dim=(1, 2, 3)) - 3.6).abs()
 
 
@@ -245,3 +247,41 @@ def test_ids_are_spread_evenly() -> None:
     assert evenly(ids, 3).tolist() == [100, 150, 199]
     assert evenly(ids, 500) is ids
     assert len(set(evenly(ids, 64).tolist())) == 64
+
+
+def test_a_failing_check_of_the_detector_withholds_its_numbers_and_no_others(place: Any) -> None:
+    """Bright adversarial images are odd: the detector rejects what an attack that ignores it finds."""
+    detecting(place, kind="bright")
+    place.edit("eps = 0.2", "eps = 0.5")
+    found = cell(place.run(overrides=["suite.dataset.samples=90"]), "toy-attack")
+    ok, message = checks(found)["detector_ignored"]
+    assert not ok
+    withheld = [v for name, v in found["metrics"].items() if name.startswith(("robust_accuracy_at_", "evasion_rate"))]
+    assert len(withheld) == 6
+    assert all(v["value"] is None and v["reason"] == message for v in withheld)
+    assert found["metrics"]["robust_accuracy"]["value"] is not None
+    assert found["reliable"]
+
+
+def test_two_runs_of_one_name_are_replayed_apart(place: Any) -> None:
+    place.edit('plugin = "toy-attack"\neps = [0.05, 0.2]', 'plugin = "pgd"\neps = 0.1\nsteps = 2')
+    folders = tuple(place.folder / part / "same" for part in "ab")
+    for folder in folders:
+        place.run(out=folder)
+    run = place.run(replay=folders)
+    ids = [c["id"] for c in run.cells()]
+    assert len(ids) == len(set(ids)) == 4
+
+
+def test_a_suite_cannot_ask_for_held_out_scores_itself(place: Any) -> None:
+    detecting(place)
+    place.write(place.suite.read_text() + '\n[[threats]]\nplugin = "held-out-scores"\n')
+    with pytest.raises(HarnessError, match="planned by the harness itself"):
+        place.run()
+
+
+def test_a_cell_and_its_probe_that_fail_together_do_not_make_a_run_incomplete(place: Any) -> None:
+    weak(place, kind="raises")
+    run = place.run()
+    assert cell(run, "weak")["status"] == "failed"
+    assert any(row.cell == cell(run, "weak")["id"] for row in gate(run, run).rows)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from harness.errors import ThreatError
+from harness.errors import ModelError, ThreatError
 from harness.judge import DRAWS, Judge, in_eight_bits, perturbation_norms
 from harness.loading import BuiltModel
 from harness.models import DETECTOR_FPRS, ModelView, Reference
@@ -158,13 +158,25 @@ def test_an_unbounded_attack_says_who_evades_and_not_who_withstands() -> None:
     clean, _ = j.clean()
     columns = j.attacked(images(0.45), Budget("l2", math.inf), clean)
     assert "robust_at_detector_fpr" not in columns
+    assert columns["evades_at_detector_fpr"].all()
     assert columns["ood_threshold"].shape == (1, len(DETECTOR_FPRS))
+
+
+def test_a_score_that_is_no_number_is_neither_accepted_nor_rejected() -> None:
+    class Overflows(Bright):
+        def ood_score(self, x: Tensor) -> Tensor:
+            score = super().ood_score(x)
+            return score.masked_fill(score < 0.5, torch.nan)
+
+    j = judge(Overflows(), images(0.6, 0.6), [1, 1], "Detector")
+    clean, _ = j.clean()
+    with pytest.raises(ModelError, match="ood_score is NaN for 1 of 2 adversarial images, first sample 101"):
+        j.attacked(images(0.6, 0.45), Budget("linf", 0.2), clean)
 
 
 def test_thresholds_are_of_held_out_scores() -> None:
     reference = Reference({"ood_score": np.arange(1, 101, dtype=float)})
-    assert reference.ood_threshold(0.05) == 96  # four of a hundred lie above
-    assert reference.ood_threshold(0.01) == 100
+    assert [reference.ood_threshold(fpr) for fpr in (0.01, 0.05, 0.1)] == [99, 95, 90]  # so many of a hundred lie above
     with pytest.raises(ThreatError, match="no log_prob"):
         reference["log_prob"]
     view = ModelView(Bright(), {"Classifier", "Detector"}, torch.arange(2), 0, "attack")

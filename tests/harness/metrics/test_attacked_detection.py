@@ -13,15 +13,17 @@ from harness.metrics.detection import AUROC
 def rows(clean, attacked, wrong=None, correct=None, thresholds=(2.0, 1.5, 1.0)):
     clean, attacked = np.asarray(clean, dtype=float), np.asarray(attacked, dtype=float)
     n = clean.size
-    return {
+    found = {
         "sample_id": np.arange(n),
         "label": np.zeros(n, dtype=int),
         "clean_correct": np.ones(n, dtype=bool) if correct is None else np.asarray(correct),
         "adversarial_prediction": np.ones(n, dtype=int) if wrong is None else np.asarray(wrong, dtype=int),
         "clean_ood_score": clean,
         "adversarial_ood_score": attacked,
-        "ood_threshold": np.tile(thresholds, (n, 1)),
     }
+    accepted = attacked[:, None] <= np.asarray(thresholds)
+    fooled = found["clean_correct"] & (found["adversarial_prediction"] != 0)
+    return {**found, "evades_at_detector_fpr": fooled[:, None] & accepted}
 
 
 def scores(n=300, shift=0.5, rho=0.9, seed=0):

@@ -31,7 +31,7 @@ COLUMNS = {
     "adversarial_prediction": (np.arange(2 * N) % 4 > 0).astype(int),
     "minimal_norm": np.where(np.arange(2 * N) % 8 > 0, np.linspace(0.01, 0.3, 2 * N), 0.0),
     "curve": np.tile([0.1, 0.2], (2 * N, 1)),
-    "ood_threshold": np.tile([2.0, 1.5, 1.0], (2 * N, 1)),
+    "evades_at_detector_fpr": (np.arange(2 * N) % 5)[:, None] < np.arange(1, 4),
     **{f"clean_{score}": SCORES for score in ("ood_score", "one_tailed_score", "two_tailed_score")},
     **{f"adversarial_{score}": 0.8 * SCORES[::-1] for score in ("ood_score", "one_tailed_score", "two_tailed_score")},
 }
