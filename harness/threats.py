@@ -89,7 +89,8 @@ were right, ``clean_correct_mean`` and ``success_mean`` judge by the mean log-li
 its own, or where held-out scores are at hand, ``clean_ood_score`` and ``adversarial_ood_score`` are added; with those
 scores also ``ood_threshold`` (B, 3), at false-positive rates of 1, 5 and 10 %, ``evades_at_detector_fpr`` (B, 3),
 whether the image fools and is accepted, and ``robust_at_detector_fpr`` (B, 3), whether a classifier that may reject
-withstands. The host always adds ``forwards`` and ``backwards``, the model evaluations the threat spent on the row's sample.
+withstands. The host always adds ``forwards`` and ``backwards``, the model evaluations the threat spent on the row's
+sample.
 """
 
 
