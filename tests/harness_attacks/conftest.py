@@ -18,8 +18,11 @@ from harness_torch.options import TorchOptions
 from torch import Tensor, nn
 
 from harness.datasets import DatasetFacts
+from harness.host import load_host
+from harness.loading import open_dataset
 from harness.models import ModelContext, ModelView, prepare
 from harness.randomness import draws_for
+from harness.suite import dataset_entry
 from harness.threats import Batch, Columns, ThreatContext
 
 
@@ -142,3 +145,19 @@ def cifar_resnet20() -> tuple[Any, Tensor, Tensor]:
     with np.load(Path(root) / "cifar10" / "cifar10_test1000_lossless.npz") as file:
         x, y = file["x"][:200], file["y"][:200]
     return model, torch.from_numpy(x).permute(0, 3, 1, 2).float().div(255).contiguous(), torch.from_numpy(y)
+
+
+@pytest.fixture(scope="session")
+def mnist_cnn() -> tuple[Any, Tensor, Tensor]:
+    """The adversarially trained CNN for MNIST with 300 test images."""
+    root = os.environ.get("HARNESS_DATA")
+    if not root or not (Path(root) / "mnist").is_dir():
+        pytest.skip("HARNESS_DATA names no folder with mnist/")
+    host = load_host()
+    data = open_dataset(
+        dataset_entry({"name": "mnist", "split": "test", "limit": 300}, host, "mnist"), host, Path(root)
+    )
+    options = TorchOptions(checkpoint="builtin:mnist-cnn-pgd")
+    model = prepare(build_torch(options, ModelContext("mnist-cnn-pgd", data.facts, "cpu", Path())), "cpu")
+    x, y = data.load(data.ids)
+    return model, x, y

@@ -116,3 +116,13 @@ def test_as_strong_on_a_resnet20_of_cifar10(
 ) -> None:
     model, x, y = cifar_resnet20
     compare(attack, peer, model, x, y, norm, 1 / 255 if norm == "linf" else 0.08, 10, start=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("peer", PEERS)
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_as_strong_on_an_adversarially_trained_cnn_of_mnist(
+    attack: Any, mnist_cnn: tuple[Any, Tensor, Tensor], norm: str, peer: str
+) -> None:
+    model, x, y = mnist_cnn
+    compare(attack, peer, model, x, y, norm, 0.15 if norm == "linf" else 2.0, 20, start=False)
