@@ -51,6 +51,7 @@ def run(attack: Library, model: Any = None, **options: Any) -> tuple[dict[str, A
         attack,
         files=(),
         centre="log-probability",
+        budget_given=True,
     )
     model = Brightness() if model is None else model
     ids = torch.arange(4)
