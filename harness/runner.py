@@ -64,6 +64,8 @@ class RunOptions:
 def with_replays(suite: Suite, options: RunOptions, host: Host) -> Suite:
     """The suite with the replays that `options` ask for."""
     folders = [Path(folder) for folder in options.replay]
+    for folder in folders:
+        load_run(folder)  # said before anything is run
     alike = {folder.name for folder in folders if sum(other.name == folder.name for other in folders) > 1}
     names = [f"{f.name}#{number}" if f.name in alike else f.name for number, f in enumerate(folders, 1)]
     added = [entry for f, name in zip(folders, names, strict=True) for entry in replays(suite, f, name, host)]

@@ -25,6 +25,7 @@ BLACK_BOX_SHARE = 0.01  # of the samples: what a black-box part may find that th
 REJECTED_SHARE = 0.50  # of the successes: what the model's own detector may reject
 REFUSED_SHARE = 0.05
 NOT_SHOWN_SHARE = 0.05
+NOT_FOUND_SHARE = 0.05
 BLACK_BOX = ("square",)  # parts of an ensemble that use no gradient
 SIGNIFICANCE = 0.05
 
@@ -119,8 +120,8 @@ def _silent_success(rows: Rows) -> str:
 
 def _random_without_eot(rows: Rows) -> str:
     """One draw of the gradient is not the gradient of what is judged (Athalye et al., section 4.2)."""
-    stochastic = rows["stochastic"].astype(bool)
-    if not (stochastic & (rows["eot"] <= 1)).any():
+    blind = rows["stochastic"].astype(bool) & (rows["eot"] <= 1) & (rows["gradient_steps"] > 0)
+    if not blind.any():
         return ""
     return (
         "the model is random and the attack follows the gradient of one draw, so the number may be far too high; set"
@@ -151,6 +152,18 @@ def _black_box_wins(rows: Rows) -> str:
     return (
         f"the black-box part fooled {count} of {n} samples that withstood the parts with gradients, so the gradients"
         " mislead; give the model a differentiable surrogate (BPDA), or spend more queries"
+    )
+
+
+def _fails_without_budget(rows: Rows) -> str:
+    """Where any perturbation will do, an attack that finds none has failed (Athalye et al. 2018, section 3.1)."""
+    right = rows["clean_correct"].astype(bool)
+    count, n = int((right & ~rows["found"].astype(bool)).sum()), int(right.sum())
+    if not clearly_above(count, n, NOT_FOUND_SHARE):
+        return ""
+    return (
+        f"the attack found nothing for {count} of {n} samples although it has no budget, so the norms and the curve say"
+        " how weak it is; give it more steps or restarts, or a surrogate with a gradient (BPDA)"
     )
 
 
@@ -200,9 +213,10 @@ _CHECKS: dict[str, tuple[tuple[str, ...], Callable[[Rows], str]]] = {
     ),
     "not_converged": (("clean_correct", "success", "success_step", "steps"), _not_converged),
     "silent_success": (("clean_correct", "success", "success_step", "stochastic"), _silent_success),
-    "random_without_eot": (("stochastic", "eot"), _random_without_eot),
+    "random_without_eot": (("stochastic", "eot", "gradient_steps"), _random_without_eot),
     "lost_by_rounding": (("success", "success_rounded"), _lost_by_rounding),
     "black_box_wins": (("clean_correct", "success", "attack"), _black_box_wins),
+    "fails_without_budget": (("clean_correct", "found"), _fails_without_budget),
     "refused": (("clean_correct", "budget_given", "refused"), _refused),
     "nothing_shown": (("clean_correct", "replayed"), _nothing_shown),
     "detector_ignored": (("success", "adversarial_ood_score", "ood_threshold"), _detector_ignored),

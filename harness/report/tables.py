@@ -125,7 +125,7 @@ def _summary_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
             Text(visible(summary.get("subject", ""), _NAME_LIMIT)),
             Text(heading(summary["metric"])),
             Text(interval(summary["metric"], summary)),
-            Text(f"of {len(summary.get('cells') or [])} cells", style="dim"),
+            Text(f"of {len(summary.get('cells') or [])} cells, n = {summary.get('n', 0)}", style="dim"),
             Text("UNRELIABLE" if summary.get("reliable") is False else "", style=_AUDIT_STYLE["UNRELIABLE"]),
         )
     return table

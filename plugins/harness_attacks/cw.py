@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.errors import HarnessError, ThreatError
 from harness.threats import Batch, Budget, Columns, ThreatContext
+from harness_attacks.attacked import randomness
 from harness_attacks.clean import certainty
 from harness_attacks.cw_options import CWOptions
 from harness_attacks.cw_search import Adam, Box, WeightSearch
@@ -335,6 +336,7 @@ class CW:
         sure = certainty(logits, batch.y)
         columns: dict[str, Any] = {
             "adversarial": kept.images,
+            **randomness(model, batch.y, self.options.eot),
             "steps": batch.y.new_full(batch.y.shape, self.options.steps),
             "gradient_steps": kept.gradient_steps,
             "zero_gradient_steps": kept.zero_gradient_steps,

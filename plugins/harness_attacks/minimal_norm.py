@@ -9,6 +9,7 @@ from pydantic import ValidationInfo, field_validator
 
 from harness.options import Amount, Options, option
 from harness.threats import Batch, Budget, Columns, ThreatContext
+from harness_attacks.attacked import randomness
 from harness_attacks.fmn import Search
 from harness_attacks.losses import LOSSES, split
 from harness_attacks.options import in_255ths, problem
@@ -92,6 +93,7 @@ class MinimalNorm:
             settle(model, batch.x, batch.y, batch.draws, kept, self.options.restarts * self._draws_a_walk)
         columns: dict[str, Any] = {
             "adversarial": kept.images,
+            **randomness(model, batch.y, self.options.eot),
             "steps": batch.y.new_full(batch.y.shape, self.options.steps),
             "gradient_steps": kept.gradient_steps,
             "zero_gradient_steps": kept.zero_gradient_steps,

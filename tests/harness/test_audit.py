@@ -32,6 +32,7 @@ def honest_rows() -> dict[str, np.ndarray]:
         "budget_given": np.ones(N, dtype=bool),
         "refused": np.zeros(N, dtype=bool),
         "replayed": np.ones(N, dtype=int),
+        "found": np.ones(N, dtype=bool),
     }
 
 
@@ -50,6 +51,7 @@ def test_an_honest_attack_passes_every_check():
         "random_without_eot",
         "lost_by_rounding",
         "black_box_wins",
+        "fails_without_budget",
         "refused",
         "nothing_shown",
         "detector_ignored",
@@ -169,6 +171,22 @@ def test_images_that_a_librarys_attack_put_outside_its_budget():
     assert flags(rows) == ["refused"]
     rows["budget_given"][:] = False  # it looks for the smallest norm, which may well be above eps
     assert flags(rows) == []
+
+
+def test_an_attack_without_a_budget_that_finds_nothing():
+    rows = honest_rows()
+    rows["found"][: N // 4] = False
+    assert flags(rows) == ["fails_without_budget"]
+    rows["clean_correct"][: N // 4] = False
+    assert flags(rows) == []
+
+
+def test_randomness_does_not_matter_where_nothing_is_attacked():
+    rows = honest_rows()
+    rows["stochastic"][:] = True
+    assert flags(rows) == ["random_without_eot"]
+    rows["gradient_steps"][:] = 0
+    assert "random_without_eot" not in flags(rows)
 
 
 def test_samples_of_which_there_is_nothing_to_replay():
