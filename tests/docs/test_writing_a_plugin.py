@@ -10,8 +10,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from harness import events, info
 from harness.hookspecs import API_VERSION
@@ -58,10 +60,21 @@ def test_every_python_block_is_run() -> None:
     assert len(loose) == 1  # the signatures of the hooks
     scope: dict[str, object] = {**vars(info), **vars(events)}
     exec(compile("from __future__ import annotations\n" + loose[0], "hooks", "exec"), scope)
-    run = {*PLUGINS, "test_my_plugins.py", "harness-brightness/harness_brightness/__init__.py"}
+    run = {*PLUGINS, "test_my_plugins.py", "my_quantised.py", "harness-brightness/harness_brightness/__init__.py"}
     assert {name for name in files.values() if name.endswith(".py")} == run | {
         "harness-brightness/harness_brightness/model.py"
     }
+
+
+def test_the_declared_surrogate_gives_a_gradient(examples: Path) -> None:
+    scope: dict[str, Any] = {}
+    exec((examples / "my_quantised.py").read_text(), scope)
+    x = torch.rand(3, 1, 8, 8, requires_grad=True)
+    model = scope["Quantised"]()
+    model(x).max().backward()
+    assert x.grad is not None
+    assert x.grad.abs().sum() > 0
+    assert torch.equal(model(x), model((x.detach() * 7).round() / 7))
 
 
 def test_the_tour(examples: Path) -> None:
