@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from harness.errors import HarnessError, ModelError, ThreatError
 from harness.loading import BUDGET_TOLERANCE
 from harness.models import DETECTOR_FPRS, refuse_nan
 from harness.randomness import draws_for
+from harness.threats import Norm
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -182,13 +183,22 @@ def perturbation_norms(images: Tensor, x: Tensor) -> dict[str, Tensor]:
     import torch
 
     # A float32 difference of values in [0, 1] is within 6e-8 of the true one; the sums are formed in float64.
-    size = (images - x).abs().flatten(1)
-    return {
-        "linf": size.amax(dim=1).double(),
-        "l2": torch.linalg.vector_norm(size, dim=1, dtype=torch.float64),
-        "l1": size.sum(dim=1, dtype=torch.float64),
-        "l0": torch.count_nonzero(size, dim=1),
-    }
+    difference = images - x
+    norms = {norm: norm_of(difference, norm) for norm in get_args(Norm)}
+    return {**norms, "l0": torch.count_nonzero(difference.flatten(1), dim=1)}
+
+
+def norm_of(difference: Tensor, norm: Norm) -> Tensor:
+    """Norm of each difference (n, C, H, W) over all its entries, float64 (n,)."""
+    import torch
+
+    size = difference.abs().flatten(1)
+    if norm == "linf":
+        return size.amax(dim=1).double()
+    if norm == "l1":
+        return size.sum(dim=1, dtype=torch.float64)
+    length: Tensor = torch.linalg.vector_norm(size, dim=1, dtype=torch.float64)
+    return length
 
 
 def in_eight_bits(images: Tensor, x: Tensor, budget: Budget) -> Tensor:

@@ -7,7 +7,7 @@ import math
 from fractions import Fraction
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
@@ -24,6 +24,11 @@ def option(default: Any = ..., *, help: str, unit: str = "", **constraints: Any)
     if "default_factory" in constraints:
         return Field(description=help, json_schema_extra=extra, **constraints)
     return Field(default, description=help, json_schema_extra=extra, **constraints)
+
+
+def problem(text: str) -> PydanticCustomError:
+    """A refusal whose message is `text`, one line."""
+    return PydanticCustomError("option", "{text}", {"text": text})
 
 
 class Amount(float):
@@ -71,3 +76,27 @@ class Amount(float):
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         return {"anyOf": [{"type": "number"}, {"type": "string", "pattern": r"^\s*[0-9.eE+-]+\s*(/\s*[0-9]+)?\s*$"}]}
+
+
+def check_radius(eps: Amount, norm: str) -> None:
+    """Refuse what is no radius of a ball in images of [0, 1].
+
+    Raises:
+        PydanticCustomError: negative, or more than any pixel can move; asks whether 1/255 was the unit.
+    """
+    if eps < 0:
+        raise problem(f"{eps} is negative: a budget is 0 or more")
+    if eps > 1 and norm == "linf":
+        raise problem(f"{eps} is more than the whole range [0, 1] of a pixel{in_255ths(eps)}")
+
+
+def eps_in_range(eps: Amount | None, info: ValidationInfo) -> Amount | None:
+    """Validates an option `eps` beside an option `norm`: ``field_validator("eps")(eps_in_range)``."""
+    if eps is not None:
+        check_radius(eps, info.data.get("norm", ""))
+    return eps
+
+
+def in_255ths(amount: Amount) -> str:
+    """The question that a budget written on the scale 0 to 255 calls for, or nothing."""
+    return f'; did you mean "{amount}/255"?' if 1 < amount <= 255 and "/" not in str(amount) else ""

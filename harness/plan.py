@@ -158,7 +158,7 @@ def resolve(
     digests, broken = _model_digests(entries, whole.facts, device, suite.folder)
     builder = _ThreatInputs(suite, whole.facts, host, data_root)
     microbatch = microbatch_of(suite, whole.facts)
-    layout = _Layout(suite, host, slices, _common_key(suite, device, microbatch), digests, builder, data_root)
+    layout = _Layout(suite, host, slices, _common_key(suite, host, device, microbatch), digests, builder, data_root)
     planned, failed = [], []
     for cell in runnable:
         fault = broken.get(cell.model.name)
@@ -200,21 +200,24 @@ def _model_digests(
 
 
 class _ThreatInputs:
-    """Digests of what threats read beside their options, by label."""
+    """Digests of a threat's code, and of what it reads beside its options."""
 
     def __init__(self, suite: Suite, facts: DatasetFacts, host: Host, data_root: Path | None) -> None:
         self._suite, self._facts, self._host, self._root = suite, facts, host, data_root
-        self._known: dict[str, str] = {}
+        self._inputs: dict[str, str] = {}  # by label
+        self._code: dict[str, str] = {}  # by plugin: hashing a package takes milliseconds, and a suite has many cells
 
-    def of(self, entry: ThreatEntry) -> str:
+    def of(self, entry: ThreatEntry) -> dict[str, str]:
         """
         Raises:
             HarnessError: the threat cannot be built.
         """
-        if entry.label not in self._known:
+        if entry.label not in self._inputs:
             built = build_threat(entry, self._facts, self._host, self._root, self._suite.folder)
-            self._known[entry.label] = built.inputs
-        return self._known[entry.label]
+            self._inputs[entry.label] = built.inputs
+        if entry.info.name not in self._code:
+            self._code[entry.info.name] = code_version(entry.info.factory)
+        return {"code": self._code[entry.info.name], "inputs": self._inputs[entry.label]}
 
 
 def _fault(what: str, error: Exception) -> tuple[str, str]:
@@ -301,11 +304,9 @@ class _Layout:
     def _key(self, model: ModelEntry, threat: ThreatEntry) -> dict[str, Any]:
         return {
             **self.common,
-            "reader": code_version(self.host.datasets.get(self.suite.dataset.name).factory),
             "model": self.models[model.name],
             "threat": threat.info.name,
-            "code": code_version(threat.info.factory),
-            "inputs": self.inputs.of(threat),
+            **self.inputs.of(threat),
         }
 
     def _reference(self, cell: Cell) -> PlannedCell | None:
@@ -360,13 +361,14 @@ def microbatch_of(suite: Suite, facts: DatasetFacts) -> int:
     return settings.microbatch or min(settings.shard_size, max(1, MICROBATCH_VALUES // math.prod(facts.shape)))
 
 
-def _common_key(suite: Suite, device: str, microbatch: int) -> dict[str, Any]:
+def _common_key(suite: Suite, host: Host, device: str, microbatch: int) -> dict[str, Any]:
     import torch
 
     settings = suite.settings
     return {
         "rows": ROWS_VERSION,
         "engine": [file_digest(file) for file in _engine_files()],
+        "reader": code_version(host.datasets.get(suite.dataset.name).factory),
         "seed": settings.seed,
         "shard_size": settings.shard_size,
         "microbatch": microbatch,

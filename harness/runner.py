@@ -62,7 +62,9 @@ class RunOptions:
 
 
 def with_replays(suite: Suite, options: RunOptions, host: Host) -> Suite:
-    """The suite with the replays that `options` ask for."""
+    """The suite with the replays that `options` ask for; as it is, where they ask for none."""
+    if not options.replay:
+        return suite
     folders = [Path(folder) for folder in options.replay]
     for folder in folders:
         load_run(folder)  # said before anything is run
@@ -193,7 +195,7 @@ class _Driver:
         self.estimator = Estimator(RowReader(self.folder.path, manifests), self.host, self.plan.suite.settings.level)
         for name in ("results.json", "run.json"):
             (self.folder.path / name).unlink(missing_ok=True)
-        tasks = [task for p in self.progress.values() for task in self._tasks(p)]
+        tasks = [task for p in self._by_model() for task in self._tasks(p)]
         self._announce(tasks)
         self._settle_known()
         self._settle_ready()
@@ -205,6 +207,11 @@ class _Driver:
                 lost = f"{len(progress.missing)} of {len(progress.manifest.shards)} shards were never evaluated"
                 self._fail(progress.manifest, progress.error or lost, "")
         return self._finish(manifests)
+
+    def _by_model(self) -> list[_Progress]:
+        """The cells, those of a model together: a worker holds one model at a time."""
+        names = {model.name: place for place, model in enumerate(self.plan.suite.models)}
+        return sorted(self.progress.values(), key=lambda p: names[p.planned.cell.model.name])
 
     def _survey(self, planned: PlannedCell) -> _Progress:
         """Which shards are there already, whole and of these very samples."""

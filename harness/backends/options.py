@@ -10,11 +10,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationInfo, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import field_validator
 
 from harness.errors import HarnessError, did_you_mean
-from harness.options import Amount, Options, option
+from harness.options import Amount, Options, eps_in_range, option
 from harness.threats import Budget
 
 
@@ -44,15 +43,7 @@ class BackendOptions(Options):
     def _inf_is_none(cls, eps: Any) -> Any:
         return None if eps == math.inf or eps == "inf" else eps
 
-    @field_validator("eps")
-    @classmethod
-    def _eps_in_range(cls, eps: Amount | None, info: ValidationInfo) -> Amount | None:
-        hint = f'; did you mean "{eps}/255"?' if eps is not None and 1 < eps <= 255 and "/" not in str(eps) else ""
-        if eps is not None and eps < 0:
-            raise _problem(f"{eps} is negative: a budget is 0 or more")
-        if eps is not None and eps > 1 and info.data.get("norm") == "linf":
-            raise _problem(f"{eps} is more than the whole range [0, 1] of a pixel{hint}")
-        return eps
+    _eps_in_range = field_validator("eps")(eps_in_range)
 
     @property
     def numbers(self) -> dict[str, Any]:
@@ -62,10 +53,6 @@ class BackendOptions(Options):
     @property
     def budget(self) -> Budget:
         return Budget(self.norm, math.inf if self.eps is None else float(self.eps))
-
-
-def _problem(text: str) -> PydanticCustomError:
-    return PydanticCustomError("option", "{text}", {"text": text})
 
 
 def _number(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,6 @@ def command(suite: str, overrides: tuple[str, ...], dry_run: bool, plugins: tupl
     host.observe(HtmlReporter(), "report")
     with TerminalReporter(console) as terminal:
         host.observe(terminal, "terminal")
-        finished = run(loaded, chosen, host=host)
+        finished = run(loaded, replace(chosen, replay=()), host=host)  # `loaded` has the replays
     failed = any(cell["status"] == "failed" for cell in finished.cells())
     return ExitCode.FAILED if failed else ExitCode.OK

@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationInfo, field_validator
 
-from harness.options import option
+from harness.options import option, problem
 from harness.threats import Batch, Budget, Columns, ThreatContext
 from harness_attacks.apgd_moves import SparseMoves, StraightMoves, moves_around
 from harness_attacks.attacked import Findings, randomness
 from harness_attacks.ball_options import BallOptions, check_diameter
 from harness_attacks.balls import balls_around
 from harness_attacks.l1 import project_l1
-from harness_attacks.losses import refuse_few_classes, sharpened
+from harness_attacks.losses import likeliest_wrong, refuse_few_classes, sharpened
 from harness_attacks.objective import Objective
-from harness_attacks.options import problem
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -177,9 +176,7 @@ class APGD:
             "adversarial": found.best,
             **randomness(model, batch.y, self.options.eot),
             "steps": batch.y.new_full(batch.y.shape, self.options.steps),
-            "gradient_steps": found.gradient_steps,
-            "zero_gradient_steps": found.zero_gradient_steps,
-            "nonfinite_gradient_steps": found.nonfinite_gradient_steps,
+            **found.counts(),
             "loss_first": found.loss_first,
             "loss_last": found.loss_last,
             "success_step": found.success_step,
@@ -190,7 +187,7 @@ class APGD:
         """int64 (B, T): the wrong classes to aim at, one run each; one column of -1 where any will do."""
         if self.options.targets is None:
             return batch.y.new_full((len(batch.y), 1), -1)
-        return likeliest_wrong(batch, self.options.targets)
+        return likeliest_wrong(batch.clean_logits, batch.y, self.options.targets)
 
     def stages(self) -> list[tuple[float, int]]:
         """Radius and steps of each part of a run."""
@@ -356,14 +353,6 @@ class _Run:
             better = paths.best_loss > self.found.score[rows]
             self.found.best[rows[better]] = paths.best[better]
             self.found.score[rows[better]] = paths.best_loss[better]
-
-
-def likeliest_wrong(batch: Batch, count: int) -> Tensor:
-    """int64 (B, T), T = min(count, K - 1): wrong classes by their clean logit, the likeliest first."""
-    if batch.clean_logits is None:
-        raise ValueError("an attack on a class needs a classifier")
-    others = batch.clean_logits.double().scatter(1, batch.y[:, None], float("-inf"))
-    return others.topk(min(count, others.shape[1] - 1), dim=1)[1]
 
 
 def build(options: APGDOptions, context: ThreatContext) -> APGD:

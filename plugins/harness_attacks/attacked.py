@@ -59,7 +59,48 @@ def randomness(model: ModelView, like: Tensor, eot: int) -> dict[str, Tensor]:
 
 
 @dataclass
-class Findings:
+class GradientCounts:
+    """Gradients spent on each sample of a batch.
+
+    Attributes:
+        gradient_steps: int64 (B,), how many, all restarts together; of these
+        zero_gradient_steps were zero in every entry and nonfinite_gradient_steps had an infinite or NaN entry.
+    """
+
+    gradient_steps: Tensor
+    zero_gradient_steps: Tensor
+    nonfinite_gradient_steps: Tensor
+
+    @staticmethod
+    def none(x: Tensor) -> dict[str, Tensor]:
+        """No gradient was spent on the images `x`."""
+        return {name: x.new_zeros(len(x)).long() for name in _COUNTS}
+
+    def counts(self) -> dict[str, Tensor]:
+        """The columns of these names."""
+        return {name: getattr(self, name) for name in _COUNTS}
+
+    def checked(self, gradient: Tensor, rows: Tensor) -> Tensor:
+        """Count the gradients (n, C, H, W) that are zero or not finite, and zero the latter.
+
+        The tensor itself is left as it is: it may be an expanded view, or memory that the model keeps.
+        """
+        peak = peaks(gradient)
+        if not gradient.is_cuda:  # on a GPU asking would make the host wait
+            lowest, highest = peak.aminmax()
+            if lowest.item() > 0 and highest.item() < float("inf"):
+                return gradient
+        broken = ~peak.isfinite()
+        self.zero_gradient_steps[rows] += peak == 0
+        self.nonfinite_gradient_steps[rows] += broken
+        return gradient.masked_fill(broken[:, None, None, None], 0.0)
+
+
+_COUNTS = ("gradient_steps", "zero_gradient_steps", "nonfinite_gradient_steps")
+
+
+@dataclass
+class Findings(GradientCounts):
     """What was found of each sample of a batch, all (B,) except `best`.
 
     Attributes:
@@ -67,8 +108,6 @@ class Findings:
         score: float64, how strong it is: its margin, the largest logit of another class minus the label's; infinite
             once the target is reached; where a detector is evaded too, see `Evasion.strength`.
         loss_first, loss_last: float64, the loss at the first and the last image of the sample's latest restart.
-        gradient_steps: int64, gradients spent, all restarts together; of these
-        zero_gradient_steps were zero in every entry and nonfinite_gradient_steps had an infinite or NaN entry.
         restart, success_step: int64, when the sample first fell: the restart, and the gradient steps
             taken in it; -1 if it never was.
     """
@@ -77,9 +116,6 @@ class Findings:
     score: Tensor
     loss_first: Tensor
     loss_last: Tensor
-    gradient_steps: Tensor
-    zero_gradient_steps: Tensor
-    nonfinite_gradient_steps: Tensor
     restart: Tensor
     success_step: Tensor
 
@@ -91,13 +127,11 @@ class Findings:
         count = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         unknown = torch.full_like(count, float("nan"), dtype=torch.float64)
         return cls(
+            **cls.none(x),
             best=x.clone(),
             score=torch.full_like(unknown, float("-inf")),
             loss_first=unknown,
             loss_last=unknown.clone(),
-            gradient_steps=count,
-            zero_gradient_steps=count.clone(),
-            nonfinite_gradient_steps=count.clone(),
             restart=count - 1,
             success_step=count - 1,
         )
@@ -126,18 +160,3 @@ class Findings:
         self.loss_first[rows] = standing.loss_first[gone]
         self.loss_last[rows] = loss[gone]
         self.gradient_steps[rows] = gradient_steps
-
-    def checked(self, gradient: Tensor, rows: Tensor) -> Tensor:
-        """Count the gradients (n, C, H, W) that are zero or not finite, and zero the latter.
-
-        The tensor itself is left as it is: it may be an expanded view, or memory that the model keeps.
-        """
-        peak = peaks(gradient)
-        if not gradient.is_cuda:  # on a GPU asking would make the host wait
-            lowest, highest = peak.aminmax()
-            if lowest.item() > 0 and highest.item() < float("inf"):
-                return gradient
-        broken = ~peak.isfinite()
-        self.zero_gradient_steps[rows] += peak == 0
-        self.nonfinite_gradient_steps[rows] += broken
-        return gradient.masked_fill(broken[:, None, None, None], 0.0)

@@ -5,26 +5,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationInfo, field_validator
+from pydantic import field_validator
 
 from harness.errors import HarnessError
-from harness.options import Amount, Options, option
+from harness.options import Amount, Options, eps_in_range, in_255ths, option
 from harness.threats import Norm
-from harness_attacks.options import in_255ths, problem
 
 if TYPE_CHECKING:
     from harness.datasets import DatasetFacts
-
-
-def eps_in_range(eps: Amount | None, info: ValidationInfo) -> Amount | None:
-    """Validates `eps`, beside an option `norm`."""
-    if eps is None:
-        return None
-    if eps < 0:
-        raise problem(f"{eps} is negative: a budget is 0 or more")
-    if eps > 1 and info.data.get("norm") == "linf":
-        raise problem(f"{eps} is more than the whole range [0, 1] of a pixel{in_255ths(eps)}")
-    return eps
 
 
 class BallOptions(Options):
@@ -42,11 +30,16 @@ def check_diameter(attack: str, norm: Norm, eps: Amount, data: DatasetFacts) -> 
     Raises:
         HarnessError: one line.
     """
-    size = math.prod(data.shape)
-    diameter = {"linf": 1.0, "l2": math.sqrt(size), "l1": float(size)}[norm]
+    diameter = diameter_of(norm, data.shape)
     if eps > diameter:
         shape = "x".join(map(str, data.shape))
         raise HarnessError(
             f"{attack}: eps {eps} is more than the {norm} diameter {diameter:.4g} of {shape} images in [0, 1]"
             + in_255ths(eps)
         )
+
+
+def diameter_of(norm: Norm, shape: tuple[int, ...]) -> float:
+    """The largest distance of two images of `shape` with values in [0, 1]."""
+    size = math.prod(shape)
+    return {"linf": 1.0, "l2": math.sqrt(size), "l1": float(size)}[norm]

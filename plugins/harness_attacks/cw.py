@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.errors import HarnessError, ThreatError
+from harness.judge import norm_of
 from harness.threats import Batch, Budget, Columns, ThreatContext
 from harness_attacks.attacked import randomness
 from harness_attacks.clean import certainty
 from harness_attacks.cw_options import CWOptions
 from harness_attacks.cw_search import Adam, Box, WeightSearch
-from harness_attacks.losses import Loss, margin_against, split
-from harness_attacks.smallest import CONFIRMING_DRAWS, Kept, clearance, confirmed, settle, sizes
+from harness_attacks.losses import Loss, margin_against, margin_of
+from harness_attacks.smallest import CONFIRMING_DRAWS, Kept, clearance, confirmed, settle
 from harness_attacks.typicality import Typicality
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ class CW:
         x = runs.adam.image()
         asked = self._asked(model, x, runs, number)
         level = self._level(asked, runs, options.kappa)
-        size = sizes(x - runs.x0, "l2")
+        size = norm_of(x - runs.x0, "l2")
         distance = size if options.distance == "l2" else size.square()
         excess, push = self._detection(asked, typicality, x[0].numel())
         aim = torch.maximum(-asked.clear / runs.scale, asked.goal / runs.scale)
@@ -247,8 +248,7 @@ class CW:
         with torch.enable_grad():
             logits = (model.class_log_prob if self._by_likelihood(model) else model.logits)(x, draws)
         goal = _goal(logits, runs.labels, runs.targets)
-        mine, others = split(logits, runs.labels)
-        wrong = others.amax(dim=1) - mine
+        wrong = margin_of(logits, runs.labels)
         gradient = model.input_gradient(logits, x, goal.weights)
         if not self.options.detection:
             return Asked(wrong, goal.margin, clearance(logits), gradient, None, None)
@@ -338,13 +338,11 @@ class CW:
             "adversarial": kept.images,
             **randomness(model, batch.y, self.options.eot),
             "steps": batch.y.new_full(batch.y.shape, self.options.steps),
-            "gradient_steps": kept.gradient_steps,
-            "zero_gradient_steps": kept.zero_gradient_steps,
-            "nonfinite_gradient_steps": kept.nonfinite_gradient_steps,
+            **kept.counts(),
             "goal_reached": kept.level == 2,
             "target": targets,
             "c": weights.where(kept.level > 0, float("nan")),
-            "l2_per_pixel": sizes(kept.images - batch.x, "l2") / math.sqrt(batch.x[0].numel()),
+            "l2_per_pixel": norm_of(kept.images - batch.x, "l2") / math.sqrt(batch.x[0].numel()),
             "confidence": sure["confidence"],
             "entropy": sure["entropy"],
         }

@@ -8,8 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import PlainSerializer, ValidationInfo, WithJsonSchema, field_validator, model_validator
 from pydantic.functional_validators import PlainValidator
 
-from harness.options import Options, option
-from harness_attacks.options import problem
+from harness.options import Options, option, problem
 
 Target = int | Literal["any", "random", "least-likely"]
 _WORDS = ("any", "random", "least-likely")
@@ -96,8 +95,3 @@ class CWOptions(Options):
     def uses_held_out(self) -> bool:
         """Whether the median, or the detector's thresholds, come from held-out images."""
         return self.median_log_prob is None and (self.detection > 0 or self.paper is not None)
-
-
-def uses_held_out(options: CWOptions) -> bool:
-    """For the registration: whether the attack reads the model's scores of held-out images."""
-    return options.uses_held_out

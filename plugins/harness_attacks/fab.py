@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 from pydantic import field_validator
 
 from harness.errors import HarnessError
-from harness.options import Amount, Options, option
+from harness.options import Amount, Options, eps_in_range, option
 from harness.threats import Batch, Budget, Columns, Norm, ThreatContext
-from harness_attacks.apgd import likeliest_wrong
 from harness_attacks.attacked import Findings, randomness
-from harness_attacks.ball_options import check_diameter, eps_in_range
+from harness_attacks.ball_options import check_diameter
 from harness_attacks.hyperplanes import to_hyperplane
+from harness_attacks.losses import likeliest_wrong, margin_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,7 +108,7 @@ class FAB:
         found = Findings.before(batch.x)
         nearest = torch.full_like(found.score, math.inf)
         rows = (batch.clean_correct & (self.eps > 0)).nonzero()[:, 0]
-        targets = likeliest_wrong(batch, self.options.targets)
+        targets = likeliest_wrong(batch.clean_logits, batch.y, self.options.targets)
         groups = [targets[:, k : k + 1] for k in range(targets.shape[1])] if self.options.targeted else [targets]
         number = 0
         for group in groups:
@@ -120,9 +120,7 @@ class FAB:
             "adversarial": found.best,
             **randomness(model, batch.y, 1),
             "steps": batch.y.new_full(batch.y.shape, self.options.steps),
-            "gradient_steps": found.gradient_steps,
-            "zero_gradient_steps": found.zero_gradient_steps,
-            "nonfinite_gradient_steps": found.nonfinite_gradient_steps,
+            **found.counts(),
             "success_step": found.success_step,
             "restart": found.restart,
         }
@@ -138,6 +136,8 @@ class FAB:
         nearest: Tensor,
     ) -> Tensor:
         """One run. Returns the rows that still stand: all of them, if the smallest norm is looked for."""
+        import torch
+
         clean, draws = batch.x[rows], batch.draws[rows]
         x = clean if number[1] == 0 else self._random_start(clean, nearest[rows], draws.stream("restart", number[0]))
         paths = _Paths(rows, clean, x, batch.y[rows], targets, draws)
@@ -146,7 +146,8 @@ class FAB:
             self._step(model, paths, calls, found)
             found.gradient_steps[paths.rows] += 1
             draws = paths.draws.numbered(calls + 1) if model.stochastic else paths.draws
-            wrong = _misclassified(model, paths, draws)
+            with torch.no_grad():
+                wrong = margin_of(model.logits(paths.x, draws), paths.labels) > 0
             norms = _norms((paths.x - paths.clean).flatten(1), self.options.norm).double()
             nearer = wrong & (norms < nearest[paths.rows])
             if bool(nearer.any()):
@@ -234,15 +235,6 @@ def _nearest_boundary(
     if best is None:
         raise ValueError("fab needs at least one wrong class")
     return best[1], best[2]
-
-
-def _misclassified(model: ModelView, paths: _Paths, draws: Draws) -> Tensor:
-    import torch
-
-    with torch.no_grad():
-        logits = model.logits(paths.x, draws).double()
-    own = paths.labels[:, None]
-    return logits.scatter(1, own, float("-inf")).amax(dim=1) > logits.gather(1, own)[:, 0]
 
 
 def _back(wrong: Tensor, x: Tensor) -> Tensor:

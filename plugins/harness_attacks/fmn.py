@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from harness.judge import norm_of
+from harness.threats import Norm
 from harness_attacks.balls import lengths, peaks
-from harness_attacks.smallest import Norm, sizes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +49,7 @@ class Search:
         import torch
 
         fooled = torch.zeros(len(x0), dtype=torch.bool, device=x0.device)
-        return cls(norm, steps, x0, x, sizes(x - x0, norm), least.clone(), fooled)
+        return cls(norm, steps, x0, x, norm_of(x - x0, norm), least.clone(), fooled)
 
     def step(self, number: int, gradient: Tensor, fools: Tensor, short: Tensor) -> None:
         """Move on from the image `x`.
@@ -64,7 +65,7 @@ class Search:
         gradient = self._inside_the_box(gradient)
         share = 0.5 * (1 + math.cos(math.pi * number / self.steps))
         alpha, gamma = (low + (high - low) * share for high, low in (_ALPHA[self.norm], _GAMMA))
-        size = sizes(self.x - self.x0, self.norm)
+        size = norm_of(self.x - self.x0, self.norm)
         self.least = torch.where(fools, torch.minimum(self.least, size), self.least)
         self.fooled |= fools
         # To first order the boundary is short / dual norm away.
@@ -80,7 +81,7 @@ class Search:
 
     def _dual(self, gradient: Tensor) -> Tensor:
         dual: dict[Norm, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}
-        return sizes(gradient, dual[self.norm]).clamp_min(1e-300)
+        return norm_of(gradient, dual[self.norm]).clamp_min(1e-300)
 
     def _diameter(self) -> float:
         entries = self.x0[0].numel()

@@ -168,6 +168,14 @@ def margin_of(logits: Tensor, classes: Tensor) -> Tensor:
     return others.amax(dim=1) - mine
 
 
+def likeliest_wrong(logits: Tensor | None, labels: Tensor, count: int) -> Tensor:
+    """int64 (n, T), T = min(count, K - 1): the wrong classes of the largest logits (n, K), the largest first."""
+    if logits is None:
+        raise ValueError("an attack on a class needs a classifier")
+    others = logits.scatter(1, labels[:, None], float("-inf"))
+    return others.sort(dim=1, descending=True, stable=True).indices[:, : min(count, logits.shape[1] - 1)]
+
+
 def _towards(against: Loss, logits: Tensor, labels: Tensor) -> Loss:
     return Loss(-against.weights, margin_of(logits, labels), lambda: -against.values())
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationInfo, field_validator
 
-from harness.options import Amount, Options, option
-from harness.threats import Batch, Budget, Columns, ThreatContext
+from harness.judge import norm_of
+from harness.options import Amount, Options, check_radius, option, problem
+from harness.threats import Batch, Budget, Columns, Norm, ThreatContext
 from harness_attacks.attacked import randomness
 from harness_attacks.fmn import Search
 from harness_attacks.losses import LOSSES, split
-from harness_attacks.options import in_255ths, problem
-from harness_attacks.smallest import CONFIRMING_DRAWS, Kept, Norm, clearance, confirmed, settle, sizes
+from harness_attacks.smallest import CONFIRMING_DRAWS, Kept, clearance, confirmed, settle
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,10 +50,7 @@ class MinimalNormOptions(Options):
     @classmethod
     def _curve_in_range(cls, curve: tuple[Amount, ...], info: ValidationInfo) -> tuple[Amount, ...]:
         for eps in curve:
-            if eps < 0:
-                raise problem(f"{eps} is negative: a budget is 0 or more")
-            if eps > 1 and info.data.get("norm") == "linf":
-                raise problem(f"{eps} is more than the whole range [0, 1] of a pixel{in_255ths(eps)}")
+            check_radius(eps, info.data.get("norm", ""))
         if len(set(curve)) < len(curve):
             raise problem("names a budget twice")
         return curve
@@ -95,9 +92,7 @@ class MinimalNorm:
             "adversarial": kept.images,
             **randomness(model, batch.y, self.options.eot),
             "steps": batch.y.new_full(batch.y.shape, self.options.steps),
-            "gradient_steps": kept.gradient_steps,
-            "zero_gradient_steps": kept.zero_gradient_steps,
-            "nonfinite_gradient_steps": kept.nonfinite_gradient_steps,
+            **kept.counts(),
             "curve": kept.cost.new_tensor(self.curve).expand(len(batch.y), -1),
         }
         return columns
@@ -119,7 +114,7 @@ class MinimalNorm:
             sharpness = _sharpness(step / options.steps) / unit
             margin, gradient, clear = self._asked(model, search.x, labels, draws, sharpness, first, last)
             fools = margin > clear
-            size = sizes(search.x - x0, options.norm)
+            size = norm_of(search.x - x0, options.norm)
             fools = self._keep(model, search.x, labels, draws, rows, fools, size, first + options.eot, kept)
             if not last:
                 assert gradient is not None
@@ -182,8 +177,8 @@ class MinimalNorm:
     def _around(self, x0: Tensor, least: Tensor, draws: Draws) -> Tensor:
         """Random images at the distance of the smallest known ones, or at a tenth of the box where none is known."""
         noise = draws.normal("start", 0, x0.shape[1:])
-        reach = sizes(x0.new_ones(x0.shape[1:])[None], self.options.norm) * 0.1
-        length = least.where(least.isfinite(), reach) / sizes(noise, self.options.norm)
+        reach = norm_of(x0.new_ones(x0.shape[1:])[None], self.options.norm) * 0.1
+        length = least.where(least.isfinite(), reach) / norm_of(noise, self.options.norm)
         return (x0 + noise * length.to(x0.dtype)[:, None, None, None]).clamp_(0.0, 1.0)
 
 

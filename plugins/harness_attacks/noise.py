@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from harness.options import option
 from harness.threats import Batch, Budget, Columns, Norm, ThreatContext
 from harness_attacks.ball_options import BallOptions, check_diameter
-from harness_attacks.losses import split
+from harness_attacks.losses import margin_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,8 +48,7 @@ class Noise:
             x = surface_points(batch.x[rows], self.options.norm, self.eps, draws, number)
             with torch.no_grad():
                 logits = model.logits(x, draws.numbered(number) if model.stochastic else draws)
-            mine, others = split(logits, batch.y[rows])
-            margin = others.amax(dim=1) - mine
+            margin = margin_of(logits, batch.y[rows])
             better = margin > score[rows]
             best[rows[better]], score[rows[better]] = x[better], margin[better]
             if not model.stochastic:

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ValidationInfo, WithJsonSchema, field_validator
 from pydantic.functional_validators import PlainValidator
-from pydantic_core import PydanticCustomError
 
-from harness.options import Amount, Options, option
+from harness.options import Amount, check_radius, option, problem
+from harness_attacks.ball_options import BallOptions
 
 Target = int | Literal["random", "least-likely"] | None
 Targets = int | Literal["all"] | None
@@ -20,11 +20,6 @@ _TARGET_SCHEMA = {
     "anyOf": [{"enum": ["random", "least-likely"]}, {"type": "integer", "minimum": 0}, {"type": "null"}],
     "default": None,
 }
-
-
-def problem(text: str) -> PydanticCustomError:
-    """A refusal whose message is `text`, one line."""
-    return PydanticCustomError("option", "{text}", {"text": text})
 
 
 def _target(value: Any) -> Target:
@@ -43,11 +38,9 @@ def _targets(value: Any) -> Targets:
     raise problem(f'{value!r} is not a choice of targets: expected "all" or the number of likeliest wrong classes')
 
 
-class PGDOptions(Options):
+class PGDOptions(BallOptions):
     """Options of `pgd`."""
 
-    norm: Literal["linf", "l2", "l1"] = option("linf", help="norm of the perturbation, over all entries of an image")
-    eps: Amount = option(help="largest norm of the perturbation; 0 leaves the images alone", unit="[0, 1] pixel values")
     steps: int = option(40, help="gradient steps in each restart", ge=1)
     step_size: Amount | None = option(
         None,
@@ -77,15 +70,6 @@ class PGDOptions(Options):
     evade_fpr: float = option(0.05, help="share of held-out clean images that the detector may reject", gt=0, lt=1)
     early_stop: bool = option(True, help="a sample leaves the batch once the attack has succeeded on it")
 
-    @field_validator("eps")
-    @classmethod
-    def _eps_in_range(cls, eps: Amount, info: ValidationInfo) -> Amount:
-        if eps < 0:
-            raise problem(f"{eps} is negative: a budget is 0 or more")
-        if eps > 1 and info.data.get("norm") == "linf":
-            raise problem(f"{eps} is more than the whole range [0, 1] of a pixel{in_255ths(eps)}")
-        return eps
-
     @field_validator("step_size")
     @classmethod
     def _step_size_in_range(cls, size: Amount | None, info: ValidationInfo) -> Amount | None:
@@ -93,8 +77,7 @@ class PGDOptions(Options):
             return None
         if size <= 0:
             raise problem(f"{size} is not positive: a step must have a length")
-        if size > 1 and info.data.get("norm") == "linf":
-            raise problem(f"{size} is more than the whole range [0, 1] of a pixel{in_255ths(size)}")
+        check_radius(size, info.data.get("norm", ""))
         return size
 
     @field_validator("restarts")
@@ -110,8 +93,3 @@ class PGDOptions(Options):
         if targets is not None and info.data.get("target") is not None:
             raise problem("`target` asks for one class, `targets` tries several: give one of them")
         return targets
-
-
-def in_255ths(amount: Amount) -> str:
-    """The question that a budget written on the scale 0 to 255 calls for, or nothing."""
-    return f'; did you mean "{amount}/255"?' if 1 < amount <= 255 and "/" not in str(amount) else ""

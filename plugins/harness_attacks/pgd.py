@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import HarnessError
 from harness.threats import Batch, Budget, Columns, ThreatContext
 from harness_attacks.attacked import Findings, Standing, randomness
+from harness_attacks.ball_options import check_diameter
 from harness_attacks.balls import balls_around
 from harness_attacks.evasion import Evasion
-from harness_attacks.losses import refuse_few_classes, sharpened
+from harness_attacks.losses import likeliest_wrong, refuse_few_classes, sharpened
 from harness_attacks.objective import Objective, Point
-from harness_attacks.options import PGDOptions, in_255ths
+from harness_attacks.options import PGDOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -168,9 +169,8 @@ class _Run:
         """int64 (B, T): the classes to head for in turn; -1 for any."""
         target, several = self.options.target, self.options.targets
         if several is not None:
-            others = clean_logits.scatter(1, batch.y[:, None], float("-inf"))
-            count = clean_logits.shape[1] - 1
-            return others.sort(dim=1, descending=True, stable=True).indices[:, : count if several == "all" else several]
+            count = clean_logits.shape[1] - 1 if several == "all" else several
+            return likeliest_wrong(clean_logits, batch.y, count)
         if target is None or isinstance(target, int):
             return batch.y.new_full((len(batch.y), 1), -1 if target is None else target)
         if target == "least-likely":
@@ -187,9 +187,7 @@ class _Run:
             "logit_scale": found.score.new_ones(len(targets)) if self.scale is None else self.scale[:, 0],
             **randomness(self.objective.model, targets, self.objective.eot),
             "steps": targets.new_full(targets.shape, options.steps),
-            "gradient_steps": found.gradient_steps,
-            "zero_gradient_steps": found.zero_gradient_steps,
-            "nonfinite_gradient_steps": found.nonfinite_gradient_steps,
+            **found.counts(),
             "loss_first": found.loss_first,
             "loss_last": found.loss_last,
             "success_step": found.success_step,
@@ -222,13 +220,7 @@ def build(options: PGDOptions, context: ThreatContext) -> PGD:
     Raises:
         HarnessError: a budget larger than the image space, a target that is not a class, too few classes for the loss.
     """
-    size = math.prod(context.data.shape)
-    diameter = {"linf": 1.0, "l2": math.sqrt(size), "l1": float(size)}[options.norm]
-    if options.eps > diameter:
-        raise HarnessError(
-            f"pgd: eps {options.eps} is more than the {options.norm} diameter {diameter:.4g} of"
-            f" {'x'.join(map(str, context.data.shape))} images in [0, 1]{in_255ths(options.eps)}"
-        )
+    check_diameter("pgd", options.norm, options.eps, context.data)
     classes = context.data.num_classes
     if isinstance(options.target, int) and options.target >= classes:
         raise HarnessError(f"pgd: target {options.target} is not a class: the data have classes 0 to {classes - 1}")

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationInfo, field_validator
+from pydantic import field_validator
 
 from harness.errors import HarnessError, did_you_mean
 from harness.gate_options import matches_glob
-from harness.judge import perturbation_norms
+from harness.judge import norm_of
 from harness.loading import BUDGET_TOLERANCE
-from harness.options import Amount, Options, option
+from harness.options import Amount, Options, eps_in_range, option
 from harness.store import CellManifest, load_run, read_shards, shard_path
-from harness.threats import Batch, Budget, Columns, ThreatContext
-from harness_attacks.losses import split
-from harness_attacks.options import in_255ths, problem
+from harness.threats import Batch, Budget, Columns, Norm, ThreatContext
+from harness_attacks.losses import margin_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,17 +30,10 @@ class ReplayOptions(Options):
 
     run: str = option(help="folder of the run whose adversarial images are shown; relative to the suite file")
     cells: str = option("*", help="which of its cells, as '*/pgd*'; by default all that stored adversarial images")
-    norm: Literal["linf", "l2", "l1"] = option("linf", help="norm of the budget")
+    norm: Norm = option("linf", help="norm of the budget")
     eps: Amount = option(help="images further than this from the clean one are left out", unit="[0, 1] pixel values")
 
-    @field_validator("eps")
-    @classmethod
-    def _eps_in_range(cls, eps: Amount, info: ValidationInfo) -> Amount:
-        if eps < 0:
-            raise problem(f"{eps} is negative: a budget is 0 or more")
-        if eps > 1 and info.data.get("norm") == "linf":
-            raise problem(f"{eps} is more than the whole range [0, 1] of a pixel{in_255ths(eps)}")
-        return eps
+    _eps_in_range = field_validator("eps")(eps_in_range)
 
 
 @dataclass(frozen=True)
@@ -101,8 +93,7 @@ class Replay:
             x = self._shaped(images[inside], batch.x)
             self._check_origin(x, batch.x[rows], norms[inside])
             with torch.no_grad():
-                mine, others = split(model.logits(x, batch.draws[rows].numbered(0)), batch.y[rows])
-            found = others.amax(dim=1) - mine
+                found = margin_of(model.logits(x, batch.draws[rows].numbered(0)), batch.y[rows])
             better = found > margin[rows]
             best[rows[better]], margin[rows[better]] = x[better], found[better]
             source[rows[better].cpu().numpy()] = one.id
@@ -119,7 +110,7 @@ class Replay:
 
     def _check_origin(self, x: Tensor, clean: Tensor, norms: NDArray[Any]) -> None:
         """Sample ids mean the same images only in the same data set."""
-        sizes = perturbation_norms(x, clean)[self.options.norm].cpu().numpy()
+        sizes = norm_of(x - clean, self.options.norm).cpu().numpy()
         if np.abs(sizes - norms).max() > 1e-5 * (1 + norms.max()):
             raise HarnessError(
                 f"run {self.options.run} was made on other images: its samples are not those of this suite"

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from harness_attacks.balls import peaks
-from harness_attacks.losses import split
+from harness_attacks.attacked import GradientCounts
+from harness_attacks.losses import margin_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from harness.models import ModelView
     from harness.randomness import Draws
-
-Norm = Literal["linf", "l2", "l1"]
 
 # An image at the very boundary may fall on either side of it in another batch, whose sums round otherwise. What is kept
 # is wrong by this share of the spread of its logits, which costs as much of the norm.
@@ -30,23 +28,18 @@ _GROWTHS = 25
 
 
 @dataclass
-class Kept:
+class Kept(GradientCounts):
     """The best image met of each sample of a batch.
 
     Attributes:
         images: (B, C, H, W); the clean image where `level` is 0.
         level: int64 (B,): 0 nothing found, 1 misclassified, 2 the attack's own goal reached (a target, a confidence).
         cost: float64 (B,), what the attack makes small; infinite at level 0. A higher level beats a smaller cost.
-        gradient_steps: int64 (B,), gradients spent; of these
-        zero_gradient_steps were zero in every entry, nonfinite_gradient_steps had an infinite or NaN entry.
     """
 
     images: Tensor
     level: Tensor
     cost: Tensor
-    gradient_steps: Tensor
-    zero_gradient_steps: Tensor
-    nonfinite_gradient_steps: Tensor
 
     @classmethod
     def before(cls, x: Tensor) -> Kept:
@@ -55,7 +48,7 @@ class Kept:
 
         count = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         cost = torch.full_like(count, float("inf"), dtype=torch.float64)
-        return cls(x.clone(), count, cost, count.clone(), count.clone(), count.clone())
+        return cls(**cls.none(x), images=x.clone(), level=count, cost=cost)
 
     def improves(self, rows: Tensor, level: Tensor, cost: Tensor) -> Tensor:
         """bool (n,), whether images of these rows, levels and costs are better than those kept."""
@@ -69,13 +62,9 @@ class Kept:
         self.cost.index_copy_(0, rows, cost)
 
     def checked(self, gradient: Tensor, rows: Tensor) -> Tensor:
-        """Count the gradients (n, C, H, W), those that are zero and those that are not finite; zero the latter."""
-        peak = peaks(gradient)
-        broken = ~peak.isfinite()
+        """As `GradientCounts.checked`; each gradient is counted as well."""
         self.gradient_steps[rows] += 1
-        self.zero_gradient_steps[rows] += peak == 0
-        self.nonfinite_gradient_steps[rows] += broken
-        return gradient.masked_fill(broken[:, None, None, None], 0.0)
+        return super().checked(gradient, rows)
 
 
 def clearance(logits: Tensor) -> Tensor:
@@ -94,19 +83,6 @@ def clearance(logits: Tensor) -> Tensor:
     return _CLEAR * (top - bottom) + resolution * torch.maximum(top.abs(), bottom.abs())
 
 
-def sizes(difference: Tensor, norm: Norm) -> Tensor:
-    """Norm of each difference (n, C, H, W) over all its entries, float64 (n,), as the host computes it."""
-    import torch
-
-    size = difference.abs().flatten(1)
-    if norm == "linf":
-        return size.amax(dim=1).double()
-    if norm == "l1":
-        return size.sum(dim=1, dtype=torch.float64)
-    length: Tensor = torch.linalg.vector_norm(size, dim=1, dtype=torch.float64)
-    return length
-
-
 def share_fooled(model: ModelView, x: Tensor, labels: Tensor, draws: Draws, numbers: Iterable[int]) -> Tensor:
     """float64 (n,): on which share of these draws a random model misclassifies `x` (n, C, H, W)."""
     import torch
@@ -114,8 +90,7 @@ def share_fooled(model: ModelView, x: Tensor, labels: Tensor, draws: Draws, numb
     fooled = []
     with torch.no_grad():
         for number in numbers:
-            mine, others = split(model.logits(x, draws.numbered(number)), labels)
-            fooled.append(others.amax(dim=1) > mine)
+            fooled.append(margin_of(model.logits(x, draws.numbered(number)), labels) > 0)
     return torch.stack(fooled).double().mean(dim=0)
 
 

@@ -15,6 +15,7 @@ from harness.threats import Batch, Budget, Columns, Norm, ThreatContext
 from harness_attacks.attacked import Findings
 from harness_attacks.ball_options import BallOptions, check_diameter
 from harness_attacks.balls import LinfBall, balls_around
+from harness_attacks.losses import margin_of
 from harness_attacks.squares import Proposals, SparseProposals, StripeProposals
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ class Square:
             draws = searches.draws
             if model.stochastic:
                 draws = draws.numbered(restart * self.options.queries + query)
-            loss = _margin_of_label(model.logits(x, draws), searches.labels)
+            loss = -margin_of(model.logits(x, draws), searches.labels)
             if query == 0:
                 found.loss_first[rows] = -loss
             better = (loss < searches.loss) | (loss < 0)
@@ -143,12 +144,6 @@ def _store(searches: _Searches, asked: int, found: Findings, queries: Tensor) ->
     better = score > found.score[rows]
     found.best[rows[better]] = searches.x[better]
     found.score[rows[better]] = score[better]
-
-
-def _margin_of_label(logits: Tensor, labels: Tensor) -> Tensor:
-    exact = logits.double()
-    own = labels[:, None]
-    return exact.gather(1, own)[:, 0] - exact.scatter(1, own, float("-inf")).amax(dim=1)
 
 
 def side(query: int, area: float, shape: tuple[int, ...]) -> int:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import ValidationError
 
 from harness.errors import HarnessError
 from harness.info import resolve
 from harness.options import Options, option
+from harness.threats import Norm
+from harness_attacks.ball_options import diameter_of
 
 if TYPE_CHECKING:
     from harness.threats import Threat, ThreatContext
@@ -31,10 +32,10 @@ def build_unbounded(options: UnboundedOptions, context: ThreatContext) -> Threat
     Raises:
         HarnessError: one line: an attack that cannot be tested, or options that it refuses.
     """
-    size = math.prod(context.data.shape)
     norm = options.attack.get("norm", "linf")
-    diameter = {"linf": 1.0, "l2": math.sqrt(size), "l1": float(size)}.get(norm, 1.0)
-    return attack_of({**options.attack, "eps": diameter}, context, "unbounded")
+    known = norm in get_args(Norm)  # what is no norm, its options refuse
+    eps = diameter_of(norm, context.data.shape) if known else 1.0
+    return attack_of({**options.attack, "eps": eps}, context, "unbounded")
 
 
 def attack_of(table: Mapping[str, Any], context: ThreatContext, tester: str) -> Threat:

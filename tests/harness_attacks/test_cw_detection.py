@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from harness_attacks.cw import CW
-from harness_attacks.cw_options import CWOptions, uses_held_out
+from harness_attacks.cw_options import CWOptions
 from harness_attacks.typicality import Typicality
 from scipy.stats import multivariate_normal
 from torch import Tensor
@@ -203,9 +203,9 @@ def test_the_preset_is_the_papers() -> None:
     )
     assert CW(options).box.stretch == 1.0
     assert CWOptions(paper="ib-inn", kappa=math.inf, detection=1000).kappa == math.inf
-    assert uses_held_out(options)
-    assert not uses_held_out(CWOptions(detection=1.0, median_log_prob=0.0))
-    assert not uses_held_out(CWOptions())
+    assert options.uses_held_out
+    assert not CWOptions(detection=1.0, median_log_prob=0.0).uses_held_out
+    assert not CWOptions().uses_held_out
 
 
 def test_two_tailed_scores_grow_from_the_median_and_never_tie() -> None:

@@ -10,13 +10,13 @@ import pytest
 import torch
 from harness_attacks.fmn import projected
 from harness_attacks.minimal_norm import MinimalNorm, MinimalNormOptions, build
-from harness_attacks.smallest import clearance, sizes
+from harness_attacks.smallest import clearance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-from harness.judge import Judge
+from harness.judge import Judge, norm_of
 from harness.loading import BuiltModel
 from harness.metrics.minimal_norm import ROBUST_ACCURACY_AT
 from harness.models import ModelView
@@ -197,12 +197,12 @@ def test_projections_land_in_the_ball_and_no_point_of_it_is_nearer(seed: int, no
     x = torch.randn(4, 1, 3, 3, generator=generator)
     radii = torch.full((4,), radius)
     inside = projected(x, radii, norm)
-    assert (sizes(inside, norm) <= radius * (1 + 1e-5) + 1e-6).all()
+    assert (norm_of(inside, norm) <= radius * (1 + 1e-5) + 1e-6).all()
     other = torch.randn(200, 1, 3, 3, generator=generator)
-    other *= (radius / sizes(other, norm).clamp_min(radius)).float()[:, None, None, None]
+    other *= (radius / norm_of(other, norm).clamp_min(radius)).float()[:, None, None, None]
     for point, nearest in zip(x, inside, strict=True):
         assert (other - point).flatten(1).norm(dim=1).min() >= (nearest - point).norm() - 1e-4
-    still = x * (0.5 * radius / sizes(x, norm).clamp_min(radius)).float()[:, None, None, None]
+    still = x * (0.5 * radius / norm_of(x, norm).clamp_min(radius)).float()[:, None, None, None]
     torch.testing.assert_close(projected(still, radii, norm), still, atol=1e-6, rtol=1e-5)
 
 

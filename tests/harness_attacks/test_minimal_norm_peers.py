@@ -11,12 +11,12 @@ import torch
 from harness_attacks.cw import CW
 from harness_attacks.cw_options import CWOptions
 from harness_attacks.minimal_norm import MinimalNorm, MinimalNormOptions
-from harness_attacks.smallest import Norm, sizes
 from torch import Tensor
 
+from harness.judge import norm_of
 from harness.models import ModelView
 from harness.randomness import draws_for
-from harness.threats import Batch
+from harness.threats import Batch, Norm
 
 pytestmark = [pytest.mark.backends, pytest.mark.slow]
 
@@ -73,7 +73,7 @@ def median_norm(model: Any, images: Tensor, x: Tensor, y: Tensor, norm: Norm) ->
     with torch.no_grad():
         right = model.logits(x).argmax(dim=1) == y
         fooled = model.logits(images).argmax(dim=1) != y
-    return float(sizes(images - x, norm).where(fooled, torch.inf)[right].median())
+    return float(norm_of(images - x, norm).where(fooled, torch.inf)[right].median())
 
 
 def ours(threat: Any, model: Any, x: Tensor, y: Tensor) -> tuple[Tensor, int]:
