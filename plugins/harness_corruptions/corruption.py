@@ -1,0 +1,47 @@
+"""What a corruption is: a change of an image by five severities, its random part drawn apart from its use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from harness.randomness import Draws
+
+Group = Literal["noise", "blur", "weather", "digital", "extra"]
+Table = Literal["imagenet-c", "cifar10-c"]
+Parameters = tuple[float, ...]
+Drawn = Mapping[str, "Tensor"]
+"""The random numbers of n images by name, (n, ...) each; empty for a corruption without randomness."""
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """One corruption of Hendrycks & Dietterich 2019 (arXiv 1903.12261).
+
+    Attributes:
+        name: as in ImageNet-C, ``gaussian_noise``.
+        group: of the 15 that mCE averages, which of the four; or "extra".
+        apply: ``apply(x, parameters, drawn, compat) -> (n, C, H, W)``: float32 images in [0, 1] -> corrupted ones,
+            clipped to [0, 1] and not yet rounded to grey levels. `compat` asks for the quirks of the original code that
+            published numbers contain.
+        draw: ``draw(draws, number, shape, parameters) -> Drawn``: its random numbers for images of ``shape`` (C, H, W),
+            the `number`-th of each name; None for a corruption without randomness.
+        severities: parameters of severities 1 to 5 by table.
+        grey: what it means for an image of one channel, in a few words; "" where nothing is special about it.
+    """
+
+    name: str
+    group: Group
+    apply: Callable[[Tensor, Parameters, Drawn, bool], Tensor]
+    draw: Callable[[Draws, int, tuple[int, ...], Parameters], Drawn] | None
+    severities: Mapping[Table, tuple[Parameters, ...]]
+    grey: str = ""
+
+    @property
+    def extra(self) -> bool:
+        """Whether it is one of the four that mCE leaves out."""
+        return self.group == "extra"
