@@ -192,7 +192,10 @@ class _Driver:
     def drive(self) -> Run:
         self.progress = {c.cell.id: self._survey(c) for c in (*self.plan.auxiliary, *self.plan.cells)}
         manifests = [p.manifest for p in self.progress.values()]
-        self.estimator = Estimator(RowReader(self.folder.path, manifests), self.host, self.plan.suite.settings.level)
+        suite = self.plan.suite
+        self.estimator = Estimator(
+            RowReader(self.folder.path, manifests), self.host, suite.settings.level, suite.metrics
+        )
         for name in ("results.json", "run.json"):
             (self.folder.path / name).unlink(missing_ok=True)
         tasks = [task for p in self._by_model() for task in self._tasks(p)]
