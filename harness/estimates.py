@@ -126,7 +126,8 @@ class Estimator:
         return metric
 
     def _member(self, c: CellManifest, columns: Sequence[str]) -> CellRows:
-        return CellRows(c.id, c.model, c.threat, c.plugin, c.dataset, self._reader.rows(c.id, columns), c.budget)
+        rows = self._reader.rows(c.id, columns)
+        return CellRows(c.id, c.model, c.threat, c.plugin, c.dataset, rows, c.budget, str(c.params.get("norm", "")))
 
     def _remembered(self, key: Sequence[Any], make: Any) -> dict[str, Any]:
         path = self._reader.folder / "estimates" / f"{digest_of([self._version, *key])[:24]}.json"
