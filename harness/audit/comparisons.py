@@ -63,7 +63,7 @@ def _solved(rows: Rows, probe_rows: Rows) -> tuple[int, int]:  # noqa: ARG001 - 
 
 _COUNTED = {"stronger": _fooled_beyond, "unbounded": _standing, "guaranteed": _solved}
 _SEEN = {
-    "stronger": "probe '{name}' fooled {count} of {n} samples that the attack had left standing: the number is too high",
+    "stronger": "probe '{name}' fooled {count} of {n} samples that the attack left standing: the number is too high",
     "unbounded": "{count} of {n} samples withstood a budget that covers the image space, so the attack is blind",
     "guaranteed": "the attack found {count} of {n} adversarial images that are known to exist",
 }

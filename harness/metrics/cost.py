@@ -14,7 +14,7 @@ from harness.statistics import cluster_sums, mean_difference, mean_interval
 
 @dataclass(frozen=True)
 class MeanCost:
-    """Mean of a counting column over rows, with a normal interval above 0; rows of one ``sample_id`` are one cluster."""
+    """Mean of a counting column over rows, with a normal interval, cut at 0; rows of one ``sample_id`` are a cluster."""
 
     column: str
 
