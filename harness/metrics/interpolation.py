@@ -65,7 +65,7 @@ def is_convex(log_prob: Floats) -> NDArray[np.bool_]:
 
     f(k - 1) - 2 f(k) + f(k + 1) >= -(max f - min f) / 4000 - max |f| / 2^22 at every inner point k: room for an
     inexact integral, and for values rounded to float32. A straight line is convex. With 24 points, so is one that bows
-    upwards by less than 2 % of its range.
+    upwards by less than 1.6 % of its range.
     """
     second = np.diff(log_prob, n=2, axis=1)
     tolerance = CONVEX_TOLERANCE * np.ptp(log_prob, axis=1) + _ROUNDING * np.abs(log_prob).max(axis=1)

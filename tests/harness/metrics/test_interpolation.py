@@ -40,8 +40,8 @@ def parabolas(n=100, seed=0, sag=1.0):
 
 
 @given(
-    st.lists(st.tuples(st.floats(-100, 100), st.floats(0, 50), st.floats(0.1, 0.9)), min_size=1, max_size=4),
-    st.floats(-1e4, 1e4),
+    st.lists(st.tuples(st.integers(-100, 100), st.integers(0, 50), st.floats(0.1, 0.9)), min_size=1, max_size=4),
+    st.integers(-10_000, 10_000),
 )
 def test_sums_of_kinks_and_lines_are_convex_and_their_negatives_are_not(parts, level):
     """Every convex curve is one: a line and kinks bent upwards."""
@@ -62,8 +62,8 @@ def test_a_line_is_convex_and_one_dent_is_enough_not_to_be():
     dent = T**2
     dent[12] += 0.01
     assert not is_convex(dent[None])[0]
-    assert is_convex((7 * T + 0.12 * T * (1 - T) * 4)[None])[0]
-    assert not is_convex((7 * T + 0.16 * T * (1 - T) * 4)[None])[0]
+    assert is_convex((7 * T + 0.11 * T * (1 - T) * 4)[None])[0]
+    assert not is_convex((7 * T + 0.13 * T * (1 - T) * 4)[None])[0]
     within = T**2
     within[12] += 2.0**-11  # second difference 2 / 23^2 - 2^-10 is above zero still
     assert is_convex(within[None])[0]
