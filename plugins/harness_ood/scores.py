@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -22,3 +22,7 @@ def score_all(view: ModelView, x: Tensor, draws: Draws, names: Sequence[str]) ->
             name: (-view.log_prob(x, draws) if name == "log-likelihood" else view.ood_score(x, draws)).double()
             for name in names
         }
+
+
+def needs_reference(names: Iterable[str]) -> bool:
+    return not set(names) <= {"own", "max-softmax", "log-likelihood"}
