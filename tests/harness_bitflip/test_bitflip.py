@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -337,7 +338,7 @@ name = "lsb"
 dataset = { name = "digits", split = "test", limit = 20 }
 [models.mine]
 plugin = "torch"
-factory = "tiny_nets:rows"
+factory = "lsb_nets:rows"
 [[threats]]
 plugin = "bitflip"
 """
@@ -348,9 +349,18 @@ def rows():
 """
 
 
+@pytest.fixture
+def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The suite's model, importable for as long as a test runs."""
+    (tmp_path / "lsb_nets.py").write_text(NETS)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    sys.modules.pop("lsb_nets", None)
+
+
+@pytest.mark.usefixtures("nets")
 def test_a_run_of_a_suite(tmp_path: Path) -> None:
     (tmp_path / "lsb.toml").write_text(SUITE)
-    (tmp_path / "tiny_nets.py").write_text(NETS)
     host = load_host()
     if "bitflip" not in {threat.name for threat in host.threats}:  # a checkout installed before there was this plugin
         host = load_host(("harness_bitflip",))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -290,7 +291,7 @@ name = "ood"
 dataset = { name = "digits", split = "test", limit = 30 }
 [models.mine]
 plugin = "torch"
-factory = "tiny_nets:rows"
+factory = "ood_nets:rows"
 [[threats]]
 plugin = "ood"
 sets = ["uniform", "interpolated", "rotated"]
@@ -304,9 +305,18 @@ def rows():
 """
 
 
+@pytest.fixture
+def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The suite's model, importable for as long as a test runs."""
+    (tmp_path / "ood_nets.py").write_text(NETS)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    sys.modules.pop("ood_nets", None)
+
+
+@pytest.mark.usefixtures("nets")
 def test_a_run_of_a_suite(tmp_path: Path) -> None:
     (tmp_path / "ood.toml").write_text(SUITE)
-    (tmp_path / "tiny_nets.py").write_text(NETS)
     run = harness.run(tmp_path / "ood.toml", out=tmp_path / "run", workers=1)
     (cell,) = json.loads((tmp_path / "run" / "results.json").read_text())["cells"]
     assert cell["status"] == "ok"
