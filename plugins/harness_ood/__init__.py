@@ -3,16 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from harness import ThreatInfo, hookimpl
-
-
-def _needs_reference(options: Any) -> bool:
-    from harness_ood.scores import needs_reference  # not before it is asked: the module is no light one
-
-    return needs_reference(options.scores)
-
 
 _THREATS = (
     ThreatInfo(
@@ -24,7 +16,7 @@ _THREATS = (
         options="harness_ood.ood:OODOptions",
         requires=frozenset({"Detector"}),
         variants=("set", "score"),
-        needs_reference=_needs_reference,
+        needs_reference=lambda options: options.uses_held_out,
     ),
     ThreatInfo(
         name="interpolation",

@@ -14,7 +14,7 @@ from harness.options import Options, option, problem
 from harness.threats import Batch, Budget, Columns, ThreatContext
 from harness_ood.other_data import OtherData, Resize, open_other, open_own
 from harness_ood.partners import Partners
-from harness_ood.scores import ScoreName, score_all
+from harness_ood.scores import ScoreName, needs_reference, score_all
 from harness_ood.sets import CHANGED, NOISE, on_levels
 
 if TYPE_CHECKING:
@@ -58,6 +58,11 @@ class OODOptions(Options):
     data: dict[str, Any] | None = option(
         None, help='the suite\'s dataset table, where its name alone does not open it; for the set "interpolated"'
     )
+
+    @property
+    def uses_held_out(self) -> bool:
+        """Whether a score is made with images held out from the test."""
+        return needs_reference(self.scores)
 
     @field_validator("sets", "near", "far", "scores")
     @classmethod
