@@ -133,10 +133,11 @@ def blurred_along(x: Tensor, sigma: float, dim: int) -> Tensor:
     radius = int(_TRUNCATE * sigma + 0.5)
     weights = [math.exp(-0.5 * (k / sigma) ** 2) for k in range(-radius, radius + 1)]
     size, total = x.shape[dim], sum(weights)
-    places = torch.arange(size, device=x.device)
+    places = torch.arange(-radius, size + radius, device=x.device).clamp(0, size - 1)
+    wide = x.index_select(dim, places)
     out = torch.zeros_like(x)
-    for shift, weight in zip(range(-radius, radius + 1), weights, strict=True):
-        out += (weight / total) * x.index_select(dim, (places + shift).clamp(0, size - 1))
+    for shift, weight in enumerate(weights):
+        out.add_(wide.narrow(dim, shift, size), alpha=weight / total)
     return out
 
 
