@@ -238,11 +238,14 @@ class _ThreatInputs:
             HarnessError: the threat cannot be built.
         """
         if entry.label not in self._inputs:
-            built = build_threat(entry, self._facts, self._host, self._root, self._suite.folder)
+            built = build_threat(entry, self._facts, self._host, self._root, self._suite.folder, self._own)
             self._inputs[entry.label] = built.inputs
         if entry.info.name not in self._code:
             self._code[entry.info.name] = code_version(entry.info.factory)
         return {"code": self._code[entry.info.name], "inputs": self._inputs[entry.label]}
+
+    def _own(self) -> DatasetSlice:
+        return open_dataset(self._suite.dataset, self._host, self._root)
 
 
 def _fault(what: str, error: Exception) -> tuple[str, str]:
