@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import ModelError
 from harness.options import Options, option
 from harness.threats import Batch, Budget, Columns, ThreatContext
-from harness_ood.other_data import open_own
-from harness_ood.partners import Partners
+from harness_ood.partners import Partners, partners_of
 
 if TYPE_CHECKING:
     from harness.models import ModelView
@@ -19,9 +18,6 @@ class InterpolationOptions(Options):
     """Options of `interpolation`. The paper takes 500 pairs: ``limit = 500``."""
 
     points: int = option(24, help="values of t, evenly spaced from 0 to 1, both included", ge=3)
-    data: dict[str, Any] | None = option(
-        None, help="the suite's dataset table, where its name alone does not open it: partners come from it"
-    )
 
 
 class Interpolation:
@@ -83,5 +79,4 @@ def build(options: InterpolationOptions, context: ThreatContext) -> Interpolatio
     Raises:
         HarnessError: the data's images cannot be opened to pair them.
     """
-    own = open_own(options.data, context, "threat 'interpolation'")
-    return Interpolation(options.points, Partners(own), context.data.levels)
+    return Interpolation(options.points, partners_of(context), context.data.levels)

@@ -12,12 +12,14 @@ from pydantic import ValidationInfo, field_validator
 from harness.errors import ModelError, ThreatError, did_you_mean
 from harness.options import Options, option, problem
 from harness.threats import Batch, Budget, Columns, ThreatContext
-from harness_ood.other_data import OtherData, Resize, open_other, open_own
-from harness_ood.partners import Partners
+from harness_ood.other_data import OtherData, Resize, open_other
+from harness_ood.partners import Partners, partners_of
 from harness_ood.scores import ScoreName, needs_reference, score_all
 from harness_ood.sets import CHANGED, NOISE, on_levels
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from harness.models import ModelView
@@ -55,9 +57,6 @@ class OODOptions(Options):
     near: tuple[str, ...] = option((), help="sets that lie near the data (OpenOOD): marked in the column distance")
     far: tuple[str, ...] = option((), help="sets that lie far from the data")
     scores: tuple[ScoreName, ...] = option((), help="out-of-distribution scores [the model's own, or max-softmax]")
-    data: dict[str, Any] | None = option(
-        None, help='the suite\'s dataset table, where its name alone does not open it; for the set "interpolated"'
-    )
 
     @property
     def uses_held_out(self) -> bool:
@@ -126,11 +125,11 @@ class OOD:
     """Rows of the data (`set` = "in") and of the images of each set, all scored alike.
 
     Images that are made come from the random stream of the sample whose id they bear; all lie on the data's own grey
-    levels. Image k of another data set goes with the sample whose id is k: a set is cut where the data are fewer, and
-    has fewer rows where it is smaller.
+    levels. Image k of another data set goes with the k-th of the suite's samples (`own`, their ids in order): a set is
+    cut where the data are fewer, and has fewer rows where it is smaller.
 
     Columns:
-        sample_id: int64; in a set the number of the image there.
+        sample_id: int64; in a set that of the sample which the image goes with.
         set: "in", or the set's name.
         score: which score, "own" or "max-softmax" unless the option `scores` names some.
         ood_score: float64, higher is more out-of-distribution.
@@ -143,6 +142,7 @@ class OOD:
     sets: tuple[SetName, ...]
     levels: int
     others: tuple[OtherData, ...] = ()
+    own: NDArray[np.int64] | None = None
     partners: Partners | None = None
     scores: tuple[str, ...] = ()
     distance: dict[str, str] = field(default_factory=dict)
@@ -187,12 +187,19 @@ class OOD:
                 x = self._interpolated(batch)
             yield OODSet(name, x, everyone, batch.ids)
         for other in self.others:
-            rows = everyone[batch.ids < len(other)]
+            places = self._places(batch.ids)
+            rows = everyone[places < len(other)]
             if len(rows):
-                numbers = batch.ids[rows].cpu().numpy()
+                numbers = places[rows].cpu().numpy()
                 image = torch.from_numpy(other.ids(numbers)).to(batch.ids.device)
                 x = other.load(numbers, batch.x.device)
                 yield OODSet(other.name, x, rows, image, len(other), other.conversion)
+
+    def _places(self, ids: Tensor) -> Tensor:
+        """The place of each sample among the suite's, int64 (B,)."""
+        import torch
+
+        return ids if self.own is None else torch.searchsorted(torch.from_numpy(self.own).to(ids.device), ids)
 
     def _interpolated(self, batch: Batch) -> Tensor:
         """The mean of each image and its partner: the middle of the line between them, where it is furthest from both.
@@ -211,12 +218,12 @@ def build(options: OODOptions, context: ThreatContext) -> OOD:
         HarnessError: a data set that cannot be opened, or whose images do not fit the data's.
     """
     near, far = dict.fromkeys(options.near, "near"), dict.fromkeys(options.far, "far")
-    own = open_own(options.data, context, "set 'interpolated'") if "interpolated" in options.sets else None
     return OOD(
         sets=options.sets,
         levels=context.data.levels,
         others=tuple(open_other(table, options.resize, context) for table in options.datasets),
-        partners=None if own is None else Partners(own),
+        own=context.open_own().ids if context.open_own and options.datasets else None,
+        partners=partners_of(context) if "interpolated" in options.sets else None,
         scores=options.scores,
         distance={**near, **far},
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness.datasets import DatasetFacts, DatasetSlice
-from harness.errors import HarnessError, ThreatError
+from harness.errors import ThreatError
 from harness.threats import ThreatContext
 from harness_ood.sets import on_levels
 
@@ -24,7 +24,7 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 class OtherData:
     """The images of another data set, as an out-of-distribution set.
 
-    Image k of the set is the k-th of `images` and goes with the sample whose id is k.
+    Image k of the set is the k-th of `images`.
 
     Attributes:
         name: of the set, in the rows.
@@ -104,28 +104,6 @@ def open_other(table: Mapping[str, Any], resize: Resize, context: ThreatContext)
             ' set resize ("bilinear", "bicubic" or "nearest") or leave it out'
         )
     return other
-
-
-def open_own(table: Mapping[str, Any] | None, context: ThreatContext, what: str) -> DatasetSlice:
-    """All the images of the suite's own data set, whatever its limit: those that an image may be paired with.
-
-    Args:
-        table: the suite's `dataset` table, where the name alone does not open it.
-        what: who asks, for messages.
-
-    Raises:
-        HarnessError: it cannot be opened.
-    """
-    asked = {"name": context.data.name} if table is None else dict(table)
-    try:
-        return context.open_dataset({k: v for k, v in asked.items() if k not in ("limit", "subset", "subset_seed")})
-    except HarnessError as error:
-        if table is not None:
-            raise
-        raise ThreatError(
-            f"{what} pairs the data's images and cannot open data set '{context.data.name}' by its name alone"
-            f" ({' '.join(str(error).split())}); repeat the suite's dataset table as the option data"
-        ) from error
 
 
 def _size(shape: tuple[int, int, int]) -> str:

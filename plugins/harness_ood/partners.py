@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness.datasets import DatasetSlice
 from harness.errors import ThreatError
+from harness.threats import ThreatContext
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,11 +37,10 @@ class Partners:
     def of(self, batch: Batch) -> Pairs:
         """
         Raises:
-            ThreatError: `pool` is not the data that the batch comes from, or has one image only.
+            ThreatError: there is one image only.
         """
         import torch
 
-        self._check(batch)
         ids = self._ids(batch.draws)
         x, _ = self.pool.load(ids.cpu().numpy())
         return Pairs(x.to(batch.x.device), torch.as_tensor(ids, device=batch.ids.device))
@@ -55,12 +55,14 @@ class Partners:
         drawn = draws.integers(STREAM, 0, (), len(pool) - 1)
         return pool[drawn + (drawn >= own)]
 
-    def _check(self, batch: Batch) -> None:
-        """The pool must hold the batch's images under their ids: here, its first one."""
-        first = batch.ids[:1].cpu().numpy()
-        known = bool((self.pool.ids == first[0]).any()) and self.pool.facts.shape == tuple(batch.x.shape[1:])
-        if not known or not self.pool.load(first)[0].to(batch.x.device).equal(batch.x[:1]):
-            raise ThreatError(
-                f"sample {int(first[0])} of data set '{self.pool.name}', as the option data opens it, is another image"
-                " than the suite's: repeat the suite's dataset table as the option data"
-            )
+
+def partners_of(context: ThreatContext) -> Partners:
+    """Pairs the suite's images with each other: all those of the classes that it keeps, whatever its limit.
+
+    Raises:
+        ThreatError: outside the engine, where nobody says what the suite's images are.
+    """
+    if context.open_own is None:
+        raise ThreatError("pairs of images need the suite's data: ThreatContext.open_own is None")
+    own = context.open_own()
+    return Partners(DatasetSlice(own.name, own.dataset, replace(own.spec, limit=None)))

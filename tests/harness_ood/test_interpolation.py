@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,13 @@ from scipy import stats
 from torch import Tensor
 
 import harness
-from harness.datasets import DatasetFacts, DatasetSlice, Ints, SliceSpec
+from harness.datasets import DatasetSlice, Ints, SliceSpec
 from harness.errors import ModelError, ThreatError
 from harness.host import load_host
-from harness.loading import open_dataset
 from harness.metrics.interpolation import INTERPOLATION_CONVEX_SHARE
 from harness.models import ModelView
 from harness.randomness import Draws, draws_for
-from harness.suite import dataset_entry
-from harness.testing import Check, parametrize_with_checks, threat_checks
+from harness.testing import Check, parametrize_with_checks, synthetic_data, threat_checks
 from harness.threats import Batch, ThreatContext
 
 SHAPE = (1, 3, 3)
@@ -99,13 +98,6 @@ def test_partners_come_from_the_classes_that_are_kept() -> None:
     assert (pairs.ids != torch.tensor([1, 3, 39])).all()
 
 
-@pytest.mark.parametrize("pool", [DatasetSlice("given", Given(seed=1)), DatasetSlice("given", Given(3))])
-def test_other_images_than_the_suites_are_refused(pool: DatasetSlice, one_line: Callable[[str], str]) -> None:
-    with pytest.raises(ThreatError) as caught:
-        Partners(pool).of(batch(torch.tensor([5, 6])))
-    assert one_line(str(caught.value)).startswith("sample 5 of data set 'given', as the option data opens it")
-
-
 def test_one_image_has_no_partner() -> None:
     with pytest.raises(ThreatError, match="has one image"):
         Partners(DatasetSlice("given", Given(1))).of(batch(torch.tensor([0]), DatasetSlice("given", Given(1))))
@@ -175,21 +167,20 @@ def test_a_density_that_is_not_a_number_is_one_line(one_line: Callable[[str], st
 
 
 def test_its_factory_opens_the_suites_data() -> None:
-    context = ThreatContext(DatasetFacts("given", SHAPE, 256, ("a", "b")), lambda table: POOL, Path())
-    assert build(InterpolationOptions(points=7), context).points == 7
+    few = DatasetSlice("given", Given(), SliceSpec(limit=3, classes=("b",)))
+    context = ThreatContext(few.facts, lambda table: pytest.fail("opens another data set"), Path(), lambda: few)
+    threat = build(InterpolationOptions(points=7), context)
+    assert threat.points == 7
+    assert threat.partners.pool.ids.tolist() == list(range(1, 40, 2))
+    with pytest.raises(ThreatError, match="open_own is None"):
+        build(InterpolationOptions(), replace(context, open_own=None))
 
 
 HOST = load_host()
-DIGITS = open_dataset(dataset_entry({"name": "digits"}, HOST, "dataset"), HOST, None)
 
 
-@parametrize_with_checks(threat_checks("interpolation", {"points": 5}, host=HOST, data=DIGITS))
+@parametrize_with_checks(threat_checks("interpolation", {"points": 5}, host=HOST, data=synthetic_data((3, 6, 5), 5)))
 def test_conformance(check: Check) -> None:
-    check()
-
-
-@parametrize_with_checks(threat_checks("ood", {"sets": ["interpolated"]}, host=HOST, data=DIGITS))
-def test_conformance_of_a_set_of_pairs(check: Check) -> None:
     check()
 
 

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 import harness
-from harness.datasets import DatasetFacts, DatasetSlice, Ints
+from harness.datasets import DatasetFacts, DatasetSlice, Ints, SliceSpec
 from harness.errors import HarnessError, ModelError, ThreatError
 from harness.host import load_host
 from harness.models import ModelView
@@ -132,6 +132,10 @@ def test_image_k_of_another_data_set_goes_with_sample_k_and_a_smaller_set_ends()
     expected = Meter().ood_score(FEWER.load(np.array([2, 11]), "cpu")).double()
     torch.testing.assert_close(columns["ood_score"][4:], expected)
     assert view.forwards.tolist() == [2, 2, 1, 1]
+    places = np.array([2, 12, 29])  # of a suite with these samples, image 1 goes with sample 12
+    gaps, _, _ = rows(Meter(), "Detector", torch.tensor([12, 29]), (), others=(FEWER,), own=places)
+    assert gaps["sample_id"].tolist() == [12, 29, 12, 29]
+    assert gaps["image_id"].tolist() == [12, 29, 1, 2]
     none, _, _ = rows(Meter(), "Detector", torch.tensor([20, 21]), (), others=(FEWER,))
     assert none["set"] == ["in"] * 2
 
@@ -260,8 +264,13 @@ def test_it_is_built_from_options() -> None:
     options = OODOptions.model_validate(
         {"sets": ["interpolated"], "datasets": [{"name": "svhn", "set": "s"}], "near": ["s"], "far": ["interpolated"]}
     )
-    threat = build(options, ThreatContext(data, open_dataset, Path()))
-    assert opened == [{"name": "ours"}, {"name": "svhn"}]
+    few = DatasetSlice("ours", OURS.dataset, SliceSpec(limit=5))
+    threat = build(options, ThreatContext(data, open_dataset, Path(), lambda: few))
+    assert opened == [{"name": "svhn"}]
+    assert threat.own is not None
+    assert threat.own.tolist() == [0, 1, 2, 3, 4]
+    assert threat.partners is not None
+    assert len(threat.partners.pool) == 30
     assert threat.distance == {"s": "near", "interpolated": "far"}
     assert [o.name for o in threat.others] == ["s"]
     plain = build(OODOptions(), ThreatContext(data, lambda table: pytest.fail("opens a data set"), Path()))
@@ -276,7 +285,7 @@ HOST = load_host()
 @parametrize_with_checks(
     check
     for options in (
-        {"sets": [n for n in EVERY if n != "interpolated"]},
+        {"sets": list(EVERY)},
         {"datasets": [{"name": "digits"}], "resize": "bilinear"},
     )
     for check in threat_checks("ood", options, host=HOST, data=synthetic_data((3, 6, 5), 5))
@@ -288,7 +297,7 @@ def test_conformance(check: Check) -> None:
 SUITE = """
 [suite]
 name = "ood"
-dataset = { name = "digits", split = "test", limit = 30 }
+dataset = { name = "digits", split = "test", limit = 30, subset = "stratified" }
 [models.mine]
 plugin = "torch"
 factory = "ood_nets:rows"

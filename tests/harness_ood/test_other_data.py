@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from harness_ood.other_data import OtherData, open_other, open_own
+from harness_ood.other_data import OtherData, open_other
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -157,21 +156,3 @@ def test_what_does_not_fit_is_one_line(
 def test_an_unknown_data_set_is_the_hosts_line() -> None:
     with pytest.raises(HarnessError, match="digts"):
         open_other({"name": "digts"}, "none", context(facts((1, 8, 8))))
-
-
-def test_the_datas_own_images_are_all_of_them_whatever_the_limit(one_line: Callable[[str], str]) -> None:
-    ours = replace(facts((1, 8, 8), 17), name="digits")
-    table = {"name": "digits", "split": "test", "limit": 5, "subset": "stratified", "subset_seed": 3}
-    everything = open_own({"name": "digits", "split": "test"}, context(ours), "x")
-    assert len(everything) > 100
-    assert np.array_equal(open_own(table, context(ours), "x").ids, everything.ids)
-    assert open_own(None, context(ours), "x").name == "digits"
-    with pytest.raises(HarnessError) as caught:
-        open_own(None, context(replace(ours, name="npz")), "set 'interpolated'")
-    line = one_line(str(caught.value))
-    assert line.startswith(
-        "set 'interpolated' pairs the data's images and cannot open data set 'npz' by its name alone"
-    )
-    assert line.endswith("repeat the suite's dataset table as the option data")
-    with pytest.raises(HarnessError, match="path: missing"):
-        open_own({"name": "npz"}, context(ours), "x")

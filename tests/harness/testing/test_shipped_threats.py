@@ -26,7 +26,8 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "noise": [{"norm": norm, "eps": eps, "images": 4} for norm, eps in (("linf", 0.2), ("l2", 0.5), ("l1", 3))],
     "unbounded": [{"attack": {"plugin": "pgd", "norm": "l2", "steps": 3}}],
     "binarised": [{"attack": {"plugin": "pgd", "norm": "linf", "eps": 0.1, "steps": 3}, "points": 8}],
-    "ood": [{}],
+    "ood": [{}, {"sets": ["interpolated", "rotated", "blurred"]}],
+    "interpolation": [{"points": 5}],
 }
 ELSEWHERE = {
     "art": "tests/harness/backends, where ART is there",
