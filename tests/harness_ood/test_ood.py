@@ -310,6 +310,7 @@ near = ["others"]
 NETS = """
 import torch
 def rows():
+    torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
 """
 
@@ -340,6 +341,24 @@ def test_a_run_of_a_suite(tmp_path: Path) -> None:
     }
     assert set(found["distance"][found["set"] == "others"].tolist()) == {"near"}
     assert set(found["set_size"][found["set"] == "others"].tolist()) == {20}
+
+
+def test_a_limit_of_the_run_changes_no_row(tmp_path: Path) -> None:
+    """Partners and places come from the suite's data, however few samples a run takes."""
+    (tmp_path / "ood.toml").write_text(SUITE.replace(', subset = "stratified"', ""))
+    (tmp_path / "tiny_nets.py").write_text(NETS)
+    parts = []
+    for limit in (None, 7):
+        run = harness.run(tmp_path / "ood.toml", out=tmp_path / f"run-{limit}", workers=1, limit=limit)
+        (cell,) = run.cells()
+        found = run.rows(cell["id"], ["sample_id", "set", "ood_score", "image_id"])
+        early = found["sample_id"] < 7
+        parts.append({name: column[early] for name, column in found.items()})
+    whole, part = parts
+    assert len(part["set"]) == 7 * 5
+    for name in ("sample_id", "set", "image_id"):
+        assert np.array_equal(whole[name], part[name])
+    np.testing.assert_allclose(whole["ood_score"], part["ood_score"], rtol=1e-5, atol=1e-6)
 
 
 def test_a_set_of_another_size_is_one_line(tmp_path: Path, one_line: Callable[[str], str]) -> None:
