@@ -343,10 +343,10 @@ def test_a_run_of_a_suite(tmp_path: Path) -> None:
     assert set(found["set_size"][found["set"] == "others"].tolist()) == {20}
 
 
+@pytest.mark.usefixtures("nets")
 def test_a_limit_of_the_run_changes_no_row(tmp_path: Path) -> None:
     """Partners and places come from the suite's data, however few samples a run takes."""
     (tmp_path / "ood.toml").write_text(SUITE.replace(', subset = "stratified"', ""))
-    (tmp_path / "tiny_nets.py").write_text(NETS)
     parts = []
     for limit in (None, 7):
         run = harness.run(tmp_path / "ood.toml", out=tmp_path / f"run-{limit}", workers=1, limit=limit)
