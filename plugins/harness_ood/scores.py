@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from harness.errors import ThreatError
-from harness.models import split_top
+from harness.models import max_softmax
 from harness.typicality import Typicality
 from harness_ood.feature_detectors import Mahalanobis, NearestNeighbours, ViM
 
@@ -162,17 +162,11 @@ class Asked:
         return self.reference.once(f"{name} on {self.x.device}", lambda held_out: make(held_out, self.x))
 
 
-def max_softmax(logits: Tensor) -> Tensor:
-    """log((1 - p) / p) of the largest probability p: orders images as 1 - p does, and does not saturate."""
-    top, others = split_top(logits)
-    return others.logsumexp(dim=1) - top
-
-
 def entropy(logits: Tensor) -> Tensor:
-    """Entropy of the softmax, nats."""
-    log_probs = logits.log_softmax(dim=1)
-    # 0 log 0 = 0: a probability that underflows contributes nothing, not NaN.
-    return -(log_probs.exp() * log_probs.clamp_min(-1e30)).sum(dim=1)
+    """Entropy of the softmax, nats; what underflows contributes nothing."""
+    import torch
+
+    return torch.special.entr(logits.softmax(dim=1)).sum(dim=1)
 
 
 def png_bits(x: Tensor) -> Tensor:

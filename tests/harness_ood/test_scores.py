@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 from harness_ood.feature_detectors import NEIGHBOUR, Mahalanobis, NearestNeighbours, ViM, ledoit_wolf
-from harness_ood.scores import SCORES, Asked, ScoreName, lacking, max_softmax, needs_reference, png_bits, score_all
+from harness_ood.scores import SCORES, Asked, ScoreName, lacking, needs_reference, png_bits, score_all
 from PIL import Image
 from scipy import stats
 from sklearn import covariance, neighbors
 from torch import Tensor
 
 from harness.errors import ThreatError
-from harness.models import ModelView, Reference
+from harness.models import ModelView, Reference, max_softmax
 from harness.randomness import Draws, draws_for
 
 SHAPE, ENTRIES, SD = (1, 4, 4), 16, 0.2
