@@ -24,6 +24,15 @@ T = TypeVar("T")
 Purpose = Literal["attack", "eval"]
 DETECTOR_FPRS = (0.01, 0.05, 0.10)
 """Shares of clean images that a detector may reject, at which robust accuracy with rejection is reported."""
+CONFIDENCE_BINS: tuple[float, ...] = (
+    *(0.05 * k / 7 for k in range(7)),
+    *(0.05 + 0.06 * k for k in range(15)),
+    *(0.95 + 0.05 * k / 7 for k in range(7)),
+    1.0,
+)
+"""Edges of the bins in which probabilities are counted: 7 up to 0.05, 15 up to 0.95 and 7 up to 1, as the authors of
+IB-INN take them, because nearly all probabilities of many classes are close to 0 or to 1. A bin includes its lower
+edge, the last one both."""
 
 
 @dataclass(frozen=True)
