@@ -98,8 +98,8 @@ class MeanCorruptionError:
         if cell.dataset != _IMAGENET:
             return undefined(
                 n,
-                f"AlexNet's published error rates are of ImageNet-C, not of {cell.dataset}; name a model of the suite as"
-                " [metrics.NAME] reference",
+                f"AlexNet's published error rates are of ImageNet-C, not of {cell.dataset}; name a model of the suite"
+                " as [metrics.NAME] reference",
             )
         return self._bootstrapped(own, None, level)
 
