@@ -125,7 +125,11 @@ class TorchClassifier(nn.Module):
         name = self.source.options.features
         assert name is not None  # or there is no method `features`
         seen: list[Any] = []
-        hook = submodule(self.module, name, "features").register_forward_hook(lambda _m, _i, out: seen.append(out))
+
+        def keep(_module: nn.Module, _given: Any, out: Any) -> None:
+            seen.append(out.clone() if isinstance(out, Tensor) else out)  # the next step may work in place
+
+        hook = submodule(self.module, name, "features").register_forward_hook(keep)
         try:
             self.checked(x)
         finally:
