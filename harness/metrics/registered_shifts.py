@@ -82,6 +82,33 @@ DETECTION: tuple[MetricInfo, ...] = (
         "",
         "lower",
     ),
+    MetricInfo(
+        name="two_tailed_uniformity",
+        summary="Kolmogorov-Smirnov distance from uniform of the two-tailed test's p-values of in-distribution images",
+        source="Mackowiak et al. 2021, appendix A.1",
+        metric="harness.metrics.held_out:TWO_TAILED_UNIFORMITY",
+        columns=_DETECTION,
+        direction="lower",
+    ),
+    MetricInfo(
+        name="held_out_likelihood_gap",
+        summary="mean log-likelihood of test images less that of images held out from training",
+        source="Nalisnick et al. 2019",
+        metric="harness.metrics.held_out:HELD_OUT_LIKELIHOOD_GAP",
+        columns=(*_DETECTION, "held_out_log_prob", "held_out_log_prob_error"),
+        direction="none",
+        unit="nats",
+    ),
+    MetricInfo(
+        name="likelihood_ratio_auroc",
+        summary="area under the ROC curve of the likelihood ratio against a background model of the suite, per set",
+        source="Ren et al. 2019",
+        metric="harness.metrics.likelihood_ratio:likelihood_ratio_auroc",
+        columns=_DETECTION,
+        direction="higher",
+        scope="group",
+        options="harness.metrics.likelihood_ratio:BackgroundOptions",
+    ),
 )
 
 CALIBRATION: tuple[MetricInfo, ...] = (

@@ -103,6 +103,20 @@ def needs_reference(names: Iterable[str]) -> bool:
     return any(SCORES[name].reference for name in names if name in SCORES)
 
 
+def held_out_likelihood(view: ModelView, names: Iterable[str]) -> dict[str, float]:
+    """Columns that say how likely held-out images are, the same for every row: what test images are compared with.
+
+    Returns:
+        `held_out_log_prob`, the mean in nats, and `held_out_log_prob_error`, its standard error; nothing where none of
+        the scores is made with held-out likelihoods.
+    """
+    if not any("log_prob" in SCORES[name].reference for name in names):
+        return {}
+    log_prob = view.reference["log_prob"]
+    error = float(log_prob.std(ddof=1)) / math.sqrt(len(log_prob))
+    return {"held_out_log_prob": float(log_prob.mean()), "held_out_log_prob_error": error}
+
+
 class Asked:
     """What a model says of one batch of images, each answer asked for once, when a score first wants it."""
 
@@ -166,7 +180,8 @@ def entropy(logits: Tensor) -> Tensor:
     """Entropy of the softmax, nats; what underflows contributes nothing."""
     import torch
 
-    return torch.special.entr(logits.softmax(dim=1)).sum(dim=1)
+    total: Tensor = torch.special.entr(logits.softmax(dim=1)).sum(dim=1)
+    return total
 
 
 def png_bits(x: Tensor) -> Tensor:

@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 import torch
 from harness_ood.feature_detectors import NEIGHBOUR, Mahalanobis, NearestNeighbours, ViM, ledoit_wolf
-from harness_ood.scores import SCORES, Asked, ScoreName, lacking, needs_reference, png_bits, score_all
+from harness_ood.scores import (
+    SCORES,
+    Asked,
+    ScoreName,
+    held_out_likelihood,
+    lacking,
+    needs_reference,
+    png_bits,
+    score_all,
+)
 from PIL import Image
 from scipy import stats
 from sklearn import covariance, neighbors
@@ -306,6 +315,15 @@ def test_which_scores_need_held_out_images() -> None:
     assert not needs_reference(["own", "energy"])
     with pytest.raises(ThreatError, match="needs_reference"):
         scores(Gauss(), {"Density"}, images(2), "typicality", reference=False)
+
+
+def test_how_likely_held_out_images_are() -> None:
+    seen = view(Gauss(), {"Density"}, 2, held_out(Gauss()))
+    log_prob = held_out(Gauss())["log_prob"]
+    found = held_out_likelihood(seen, ["log-likelihood", "two-tailed"])
+    assert found["held_out_log_prob"] == pytest.approx(log_prob.mean())
+    assert found["held_out_log_prob_error"] == pytest.approx(stats.sem(log_prob))
+    assert held_out_likelihood(seen, ["log-likelihood"]) == {}
 
 
 def test_a_random_model_answers_all_scores_with_one_draw() -> None:

@@ -24,6 +24,8 @@ COLUMNS = {
     "backwards": np.arange(2 * N) % 40,
     "set": np.repeat(["in", "uniform"], N),
     "score": np.repeat("own", 2 * N),
+    "held_out_log_prob": np.full(2 * N, -0.2),
+    "held_out_log_prob_error": np.full(2 * N, 0.1),
     "distance": np.repeat(["", "far"], N),
     "confidence": np.linspace(0.2, 0.9999, 2 * N),
     "negative_log_likelihood": np.linspace(0.01, 2, 2 * N),
@@ -50,8 +52,10 @@ COLUMNS = {
 
 def rows_for(info):
     rows = {name: COLUMNS[name] for name in info.columns}
-    # The clean and the corrupted rows are the same images.
-    return {**rows, "sample_id": rows["sample_id"] % N} if "corruption" in rows else rows
+    if "corruption" in rows:  # the clean and the corrupted rows are the same images
+        return {**rows, "sample_id": rows["sample_id"] % N}
+    score = {"two_tailed_uniformity": "two-tailed", "held_out_likelihood_gap": "log-likelihood"}.get(info.name)
+    return {**rows, "score": np.repeat(score, 2 * N)} if score else rows
 
 
 CELL = [info for info in METRICS if info.scope == "cell"]
@@ -76,6 +80,9 @@ def test_names_are_those_of_the_design():
         "fpr_id_at_95_tpr_ood": "lower",
         "detection_accuracy": "higher",
         "tied_scores": "lower",
+        "two_tailed_uniformity": "lower",
+        "held_out_likelihood_gap": "none",
+        "likelihood_ratio_auroc": "higher",
         "expected_calibration_error": "lower",
         "maximum_calibration_error": "lower",
         "overconfidence_error": "lower",
