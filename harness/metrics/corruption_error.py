@@ -13,21 +13,11 @@ from numpy.typing import NDArray
 from harness.metrics.alexnet import ALEXNET_CLEAN_ERROR, ALEXNET_ERRORS, SEVERITIES, STANDARD
 from harness.metrics.base import CellRows, Estimate, Rows, Summary, finite_or_undefined, undefined
 from harness.metrics.corruption import CLEAN
-from harness.options import Options, option
+from harness.metrics.options import ALEXNET, ReferenceOptions
 from harness.statistics import Floats, atom_interval, bootstrap, once, sampling_units
 
-ALEXNET = "alexnet"
 _NOTHING_LOST = "the reference loses nothing under a corruption"
 _IMAGENET = "imagefolder"  # the data set plugin that reads ImageNet
-
-
-class ReferenceOptions(Options):
-    """What corruption errors are relative to."""
-
-    reference: str = option(
-        ALEXNET,
-        help='"alexnet": its published error rates on ImageNet-C, for ImageNet; or the name of a model of the suite',
-    )
 
 
 @dataclass(frozen=True)

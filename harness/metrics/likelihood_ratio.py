@@ -11,17 +11,9 @@ from numpy.typing import NDArray
 
 from harness.metrics.base import CellRows, Estimate, Rows, Summary, undefined
 from harness.metrics.detection import AUROC
-from harness.options import Options, option
+from harness.metrics.options import BackgroundOptions
 
 _SCORE = "log-likelihood"
-
-
-class BackgroundOptions(Options):
-    """The background model of the likelihood ratio."""
-
-    background: str = option(
-        "", help="name of the suite's model that knows the background alone, such as one trained on noisy images"
-    )
 
 
 @dataclass(frozen=True)

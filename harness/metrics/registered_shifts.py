@@ -107,7 +107,7 @@ DETECTION: tuple[MetricInfo, ...] = (
         columns=_DETECTION,
         direction="higher",
         scope="group",
-        options="harness.metrics.likelihood_ratio:BackgroundOptions",
+        options="harness.metrics.options:BackgroundOptions",
     ),
 )
 
@@ -195,7 +195,7 @@ CORRUPTION: tuple[MetricInfo, ...] = (
             columns=(*_CORRUPTED, "correct"),
             direction="lower",
             scope="group",
-            options="harness.metrics.corruption_error:ReferenceOptions",
+            options="harness.metrics.options:ReferenceOptions",
         )
         for relative, summary in (
             ("", "mean over the 15 corruptions of the error rate relative to that of a reference (AlexNet: 100 %)"),

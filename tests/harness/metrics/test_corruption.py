@@ -16,10 +16,10 @@ from harness.metrics.corruption import (
     parts,
 )
 from harness.metrics.corruption_error import (
-    ReferenceOptions,
     mean_corruption_error,
     relative_mean_corruption_error,
 )
+from harness.metrics.options import ReferenceOptions
 
 MEANS = (CORRUPTION_ACCURACY, CORRUPTION_AUROC, CORRUPTION_BITS_PER_DIM, ENTROPY_RISE)
 

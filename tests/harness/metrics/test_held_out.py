@@ -10,7 +10,8 @@ from sklearn.metrics import roc_auc_score
 
 from harness.metrics.base import CellRows
 from harness.metrics.held_out import HELD_OUT_LIKELIHOOD_GAP, TWO_TAILED_UNIFORMITY, kolmogorov_distance
-from harness.metrics.likelihood_ratio import BackgroundOptions, likelihood_ratio_auroc
+from harness.metrics.likelihood_ratio import likelihood_ratio_auroc
+from harness.metrics.options import BackgroundOptions
 from harness.typicality import Typicality
 
 
