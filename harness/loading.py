@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.arithmetic import fixed_arithmetic
-from harness.capabilities import METHODS, mismatches
+from harness.capabilities import METHODS, mismatches, offered
 from harness.checkpoints import file_digest
 from harness.datasets import Dataset, DatasetContext, DatasetFacts, DatasetSlice
 from harness.errors import HarnessError, ModelError, SuiteError, ThreatError
@@ -84,7 +84,7 @@ def build_model(entry: ModelEntry, facts: DatasetFacts, device: str, folder: Pat
     problems = mismatches(model, entry.info.capabilities)
     if problems:
         raise ModelError(f"{what}: plugin '{entry.info.name}' {'; '.join(problems)}")
-    return BuiltModel(model, entry.info.capabilities)
+    return BuiltModel(model, offered(model, entry.info.capabilities))
 
 
 def build_threat(

@@ -20,7 +20,7 @@ SHARED = "harness_diffusion"  # the one plugin that others build upon
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     # words, numbers and files that know nothing of the rest
-    ("_version", "arithmetic", "errors", "events", "options", "randomness", "statistics"),
+    ("_version", "arithmetic", "errors", "events", "options", "randomness", "statistics", "typicality"),
     (
         "info",
         "bpda",
