@@ -12,7 +12,7 @@ from harness.errors import ModelError, ThreatError
 from harness.randomness import Draws, draws_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -301,6 +301,16 @@ def split_top(logits: Tensor) -> tuple[Tensor, Tensor]:
     """The largest logit (B,) and all logits with that one masked by -inf (B, K)."""
     top, index = logits.max(dim=1)
     return top, logits.scatter(1, index[:, None], float("-inf"))
+
+
+def bits_per_dim(log_prob: Tensor, shape: Sequence[int], levels: int) -> Tensor:
+    """-log p(x) / (D ln 2) + log2(levels), bits per dimension, of densities `log_prob` (n,) in nats over [0, 1]^D.
+
+    Args:
+        shape: of an image, (C, H, W); D is the number of its entries.
+        levels: grey levels that the data set declares.
+    """
+    return -log_prob / (math.prod(shape) * math.log(2)) + math.log2(levels)
 
 
 def max_softmax(logits: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from harness.info import MetricInfo
-from harness.metrics.registered_shifts import CALIBRATION, CORRUPTION, DETECTION
+from harness.metrics.registered_shifts import BIT_FLIP, CALIBRATION, CORRUPTION, DETECTION, INTERPOLATION
 
 _ATTACK = ("sample_id", "clean_correct", "success")
 _ATTACKED = ("sample_id", "label", "clean_correct", "adversarial_prediction")
@@ -141,4 +141,6 @@ METRICS: tuple[MetricInfo, ...] = (
     ),
     *CALIBRATION,
     *CORRUPTION,
+    *BIT_FLIP,
+    *INTERPOLATION,
 )

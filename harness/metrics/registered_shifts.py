@@ -203,3 +203,44 @@ CORRUPTION: tuple[MetricInfo, ...] = (
         )
     ),
 )
+
+_PI, _T = ("sample_id", "pi"), ("sample_id", "t", "log_prob")
+_BIT_FLIP: tuple[tuple[str, str, str, Direction, str], ...] = (
+    ("bits_per_dim", "mean bits/dim at each probability of a flipped bit", "bits_per_dim", "lower", "bits/dim"),
+    ("delta_bits_per_dim", "|mean NLL(p_data) - mean NLL(p_pi)|, eq. 9", "delta_bits_per_dim", "none", "bits/dim"),
+    ("signed_delta_bits_per_dim", "the same with its sign", "delta_bits_per_dim", "none", "bits/dim"),
+    ("bitflip_accuracy", "accuracy at each probability of a flipped bit", "correct", "higher", ""),
+    ("bitflip_accuracy_change", "the same less clean accuracy, paired", "correct", "higher", ""),
+    ("bitflip_logit_change", "mean largest change of log p(y | x) over the classes", "logit_change", "none", "nats"),
+    ("bitflip_auroc", "area under the ROC curve of flipped against original images", "ood_score", "none", ""),
+)
+BIT_FLIP: tuple[MetricInfo, ...] = tuple(
+    MetricInfo(
+        name=name,
+        summary=summary,
+        source="NCML (Noise Conditional Maximum Likelihood), section 3.1",
+        metric=f"harness.metrics.bitflip:{name.upper()}",
+        columns=(*_PI, column),
+        direction=direction,
+        unit=unit,
+    )
+    for name, summary, column, direction, unit in _BIT_FLIP
+)
+
+_INTERPOLATION: tuple[tuple[str, str, Direction, str], ...] = (
+    ("interpolation_log_prob_mean", "mean log p at each point between two images", "none", "nats"),
+    ("interpolation_log_prob_sd", "standard deviation of log p over pairs at each point", "none", "nats"),
+    ("interpolation_convex_share", "share of pairs along which log p is convex", "higher", ""),
+)
+INTERPOLATION: tuple[MetricInfo, ...] = tuple(
+    MetricInfo(
+        name=name,
+        summary=summary,
+        source="Zimmermann et al. 2021, section 3.4",
+        metric=f"harness.metrics.interpolation:{name.upper()}",
+        columns=_T,
+        direction=direction,
+        unit=unit,
+    )
+    for name, summary, direction, unit in _INTERPOLATION
+)

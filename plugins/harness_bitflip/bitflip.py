@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import field_validator
 
 from harness.errors import ThreatError
+from harness.models import bits_per_dim
 from harness.options import Options, option, problem
 from harness.threats import Batch, Budget, Columns, ThreatContext
 from harness_bitflip.grey_levels import Grid, bits_of, flip_bit, from_levels, on_grid
@@ -127,8 +127,7 @@ class BitFlip:
             with torch.no_grad():
                 answers["log_softmax"] = model.logits(images, batch.draws).double().log_softmax(dim=1)
         if "log_prob" in answers and model.density_tag != "surrogate":
-            size = math.prod(images.shape[1:])
-            answers["bits_per_dim"] = -answers["log_prob"] / (size * math.log(2)) + math.log2(self.levels)
+            answers["bits_per_dim"] = bits_per_dim(answers["log_prob"], images.shape[1:], self.levels)
         return answers
 
 

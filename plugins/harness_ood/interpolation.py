@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import ModelError
+from harness.models import bits_per_dim
 from harness.options import Options, option
 from harness.threats import Batch, Budget, Columns, ThreatContext
 from harness_ood.partners import Partners, partners_of
@@ -68,8 +68,7 @@ class Interpolation:
             "log_prob": log_prob.flatten(),
         }
         if model.density_tag != "surrogate":
-            size = math.prod(batch.x.shape[1:])
-            columns["bits_per_dim"] = -columns["log_prob"] / (size * math.log(2)) + math.log2(self.levels)
+            columns["bits_per_dim"] = bits_per_dim(columns["log_prob"], batch.x.shape[1:], self.levels)
         return columns
 
 

@@ -129,7 +129,7 @@ def test_a_probe_that_beats_the_attack_makes_its_number_unreliable(place: Any) -
     assert found["metrics"]["robust_accuracy"]["value"] == 1
     ok, message = checks(found)["again"]
     assert not ok
-    assert message.endswith("samples that the attack had left standing: the number is too high; use it")
+    assert message.endswith("samples that the attack left standing: the number is too high; use it")
     assert checks(found)["large"] == (True, "")
     assert not found["reliable"]
     assert "rare" not in checks(found)

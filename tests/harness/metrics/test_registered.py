@@ -33,6 +33,11 @@ COLUMNS = {
     "class_confidence_sum": np.tile(np.where(np.arange(29) % 5 == 0, 0.1, 0), (2 * N, 1)),
     "corruption": np.repeat(["none", "fog"], N),
     "severity": np.repeat([0, 3], N),
+    "pi": np.repeat([0.0, 1.0], N),
+    "t": np.repeat([0.0, 1.0], N),
+    "log_prob": np.cos(np.arange(2 * N)),
+    "delta_bits_per_dim": np.where(np.arange(2 * N) < N, 0.0, np.sin(np.arange(2 * N))),
+    "logit_change": np.where(np.arange(2 * N) < N, 0.0, np.arange(2 * N) % 7 / 5),
     "correct": np.arange(2 * N) % 5 > 0,
     "entropy": np.arange(2 * N) % 13 / 10,
     "bits_per_dim": np.arange(2 * N) % 11 / 3,
@@ -52,6 +57,8 @@ COLUMNS = {
 
 def rows_for(info):
     rows = {name: COLUMNS[name] for name in info.columns}
+    if info.columns[1] == "pi" or "t" in rows:
+        return {**rows, "sample_id": rows["sample_id"] % N}
     if "corruption" in rows:  # the clean and the corrupted rows are the same images
         return {**rows, "sample_id": rows["sample_id"] % N}
     score = {"two_tailed_uniformity": "two-tailed", "held_out_likelihood_gap": "log-likelihood"}.get(info.name)
@@ -93,6 +100,16 @@ def test_names_are_those_of_the_design():
         "corruption_bits_per_dim": "none",
         "mean_corruption_error": "lower",
         "relative_mean_corruption_error": "lower",
+        "bits_per_dim": "lower",
+        "delta_bits_per_dim": "none",
+        "signed_delta_bits_per_dim": "none",
+        "bitflip_accuracy": "higher",
+        "bitflip_accuracy_change": "higher",
+        "bitflip_logit_change": "none",
+        "bitflip_auroc": "none",
+        "interpolation_log_prob_mean": "none",
+        "interpolation_log_prob_sd": "none",
+        "interpolation_convex_share": "higher",
         "robust_accuracy_at_detector_fpr": "higher",
         "clean_accuracy_by_mean": "higher",
         "robust_accuracy_by_mean": "higher",

@@ -28,6 +28,8 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "binarised": [{"attack": {"plugin": "pgd", "norm": "linf", "eps": 0.1, "steps": 3}, "points": 8}],
     "ood": [{}, {"sets": ["interpolated", "rotated", "blurred"]}],
     "interpolation": [{"points": 5}],
+    "bitflip": [{}, {"bit": 7, "off_grid": "round"}],
+    "corruptions": [{"corruptions": ["gaussian_noise", "glass_blur", "fog", "jpeg_compression"], "severities": [1, 5]}],
 }
 ELSEWHERE = {
     "art": "tests/harness/backends, where ART is there",
