@@ -15,10 +15,10 @@ from harness_corruptions.levels import truncated
 from harness_corruptions.shuffle import origins
 
 if TYPE_CHECKING:
-    from harness_corruptions.corruption import Drawn, Parameters
     from torch import Tensor
 
     from harness.randomness import Draws
+    from harness_corruptions.corruption import Drawn, Parameters
 
 MOTION_ANGLE = 45.0
 

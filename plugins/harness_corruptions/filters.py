@@ -67,27 +67,31 @@ def smear(x: Tensor, radius: int, sigma: float, angle: Tensor, *, compat: bool) 
     """
     import torch
 
-    n, _, height, width = x.shape
+    n, channels, height, width = x.shape
     taps = 2 * radius + 1
     steps = torch.arange(taps, device=x.device, dtype=torch.float64)
     weights = torch.exp(-steps.square() / (2 * sigma**2))
     weights = (weights / weights.sum()).expand(n, taps)
-    direction = torch.deg2rad(angle)
-    up = torch.ceil(steps * torch.sin(direction)[:, None] - 0.5).long()
-    left = torch.ceil(steps * torch.cos(direction)[:, None] - 0.5).long()
+    direction = torch.deg2rad(angle)[:, None]
+    up = torch.ceil(steps * torch.sin(direction) - 0.5).long()
+    left = torch.ceil(steps * torch.cos(direction) - 0.5).long()
     if compat:
         gone = (up.abs() >= height) | (left.abs() >= width)
         weights = weights * (gone.cumsum(dim=1) == 0)
-    reach_y, reach_x = min(taps - 1, height - 1), min(taps - 1, width - 1)
-    row = reach_y + up.clamp(-reach_y, reach_y)
-    column = reach_x + left.clamp(-reach_x, reach_x)
-    padded = torch.nn.functional.pad(x, (reach_x, reach_x, reach_y, reach_y), mode="replicate")
-    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (n, C, places down, places right, H, W), a view
-    images = torch.arange(n, device=x.device)
+    up, left = up.clamp(1 - height, height - 1), left.clamp(1 - width, width - 1)  # further on there is border only
+    above, below, before, after = (max(0, int(most.max())) for most in (-up, up, -left, left))
+    padded = torch.nn.functional.pad(x, (before, after, above, below), mode="replicate")
+    line = padded.shape[-1]
+    # Every run of `width` pixels, as rows of a view: a moved image is a choice of them, copied line by line.
+    runs = padded.as_strided((padded.numel() - width + 1, width), (1, 1))
+    first = torch.arange(n * channels, device=x.device).view(n, channels, 1) * padded[0, 0].numel()
+    first = first + torch.arange(height, device=x.device) * line
+    start = (above + up) * line + before + left
     scale = weights.to(x.dtype)[:, :, None, None, None]
-    total = x.new_zeros(x.shape)
+    total, moved = x.new_zeros(x.shape), x.new_empty(n * channels * height, width)
     for tap in range(taps):
-        total.addcmul_(windows[images, :, row[:, tap], column[:, tap]], scale[:, tap])
+        torch.index_select(runs, 0, (first + start[:, tap, None, None]).flatten(), out=moved)
+        total.addcmul_(moved.view_as(x), scale[:, tap])
     return total
 
 
