@@ -124,6 +124,7 @@ CORRUPTIONS: tuple[Corruption, ...] = (
             "imagenet-c": ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15)),
             "cifar10-c": ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)),
         },
+        shared_draws=True,
     ),
     Corruption(
         name="zoom_blur",

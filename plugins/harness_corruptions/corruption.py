@@ -32,6 +32,7 @@ class Corruption:
             the `number`-th of each name; None for a corruption without randomness.
         severities: parameters of severities 1 to 5 by table.
         grey: what it means for an image of one channel, in a few words; "" where nothing is special about it.
+        shared_draws: whether `draw` does not look at the parameters, so that what it draws serves every severity.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Corruption:
     draw: Callable[[Draws, int, tuple[int, ...], Parameters], Drawn] | None
     severities: Mapping[Table, tuple[Parameters, ...]]
     grey: str = ""
+    shared_draws: bool = False
 
     @property
     def extra(self) -> bool:
