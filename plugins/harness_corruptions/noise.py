@@ -34,7 +34,7 @@ def shot_noise(x: Tensor, parameters: Parameters, drawn: Drawn, compat: bool) ->
     The expectation is that of the nearest of 256 grey levels.
     """
     photons = parameters[0]
-    level = (x * 255).round_().long()
+    level = (x * 255).round_().int()
     return poisson(level, drawn["uniform"], photons).div_(photons).clamp_(0, 1)
 
 

@@ -33,27 +33,27 @@ def poisson(level: Tensor, uniform: Tensor, photons: float) -> Tensor:
     u is `uniform` moved to the middle of its step of 2^-24. A larger u never gives a smaller number.
 
     Args:
-        level: int64, 0 .. 255.
+        level: integers, 0 .. 255.
         uniform: float32 of the same shape in [0, 1), multiples of 2^-24.
         photons: rate of the brightest level.
     """
-    import torch
-
     table = _table(photons, level.device)
-    place = torch.take(table.guess, level * (2 * _BINS) + _bin(uniform))
+    flat = uniform.flatten()
+    row = level.flatten().int()
+    place = table.guess.index_select(0, _bin(flat).add_(row, alpha=2 * _BINS))
     for _ in range(table.corrections):
-        place = place + (uniform >= torch.take(table.steps, place))
-    return (place - level * table.numbers).to(uniform.dtype)
+        place += flat >= table.steps.index_select(0, place)
+    return place.sub_(row, alpha=table.numbers).to(uniform.dtype).view_as(uniform)
 
 
 def _bin(uniform: Tensor) -> Tensor:
-    """int64: 0 .. _BINS - 1 by the distance to 0, or _BINS and above by the distance to 1 (which is never 0)."""
+    """int32: 0 .. _BINS - 1 by the distance to 0, or _BINS and above by the distance to 1 (which is never 0)."""
     import torch
 
-    upper = uniform >= 0.5
-    distance = torch.where(upper, 1 - uniform, uniform)
+    upper = (uniform >= 0.5).int()
+    distance = (uniform - upper).abs_()
     leading = (distance.view(torch.int32) >> _BITS_DROPPED).clamp_min_(_FIRST - 1).sub_(_FIRST - 1)
-    return leading.add_(upper, alpha=_BINS).long()
+    return leading.add_(upper, alpha=_BINS)
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class _Table:
     Attributes:
         steps: float32 (_LEVELS * numbers,): P(X <= k) in row `level`, rounded up to the grid of uniform numbers, so
             that comparing two floats is exact.
-        guess: int64 (_LEVELS * 2 _BINS,): place in `steps` of the quantile of a bin's smallest number.
+        guess: int32 (_LEVELS * 2 _BINS,): place in `steps` of the quantile of a bin's smallest number.
         numbers: how many k a row of `steps` has.
         corrections: how many further steps any bin holds at most.
     """
@@ -90,7 +90,7 @@ def _table(photons: float, device: torch.device) -> _Table:
     most = torch.searchsorted(steps, high.expand(_LEVELS, -1).contiguous(), right=True)
     guess = fewest + torch.arange(_LEVELS)[:, None] * numbers
     corrections = int((most - fewest).max())
-    return _Table(steps.float().flatten().to(device), guess.flatten().to(device), numbers, corrections)
+    return _Table(steps.float().flatten().to(device), guess.int().flatten().to(device), numbers, corrections)
 
 
 def _bin_ends() -> tuple[Tensor, Tensor]:
