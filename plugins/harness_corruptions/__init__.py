@@ -13,7 +13,7 @@ def register_threats(register: Callable[[ThreatInfo], None]) -> None:
         ThreatInfo(
             name="corruptions",
             summary="the 15 common corruptions and the four extra ones, at severities 1 to 5, beside the clean images",
-            source="Hendrycks & Dietterich 2019, Benchmarking Neural Network Robustness to Common Corruptions (1903.12261)",
+            source="Hendrycks & Dietterich 2019, Benchmarking Neural Network Robustness to Common Corruptions",
             factory="harness_corruptions.threat:build",
             options="harness_corruptions.threat:CorruptionsOptions",
             variants=("corruption", "severity"),

@@ -11,16 +11,15 @@ from harness.options import Options, option, problem
 from harness.threats import Batch, Budget, Columns, ThreatContext
 from harness_corruptions.catalogue import (
     ALL,
+    CATALOGUE,
     COLOURED,
     EXTRA,
     SEVERITIES,
     SMALLEST_SIDE,
     STANDARD,
-    corruptions,
     default_table,
 )
-from harness_corruptions.corruption import Corruption, Drawn, Table
-from harness_corruptions.levels import rounded, truncated
+from harness_corruptions.corruption import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -109,8 +108,8 @@ class Corruptions:
         severity: int64, 1 to 5; 0 for the clean image.
         group: "noise", "blur", "weather" or "digital"; "extra" for what mCE leaves out; "none".
         table: whose constants, "imagenet-c" or "cifar10-c".
-        left_out: names, after a comma each, that were asked for as part of a set and could not be made here: frost
-            without its textures. A mean over corruptions is mCE only where this is empty.
+        left_out: what "standard" or "all" asked for and cannot be made here, "frost" without its textures; else "". A
+            mean over corruptions is mCE only where this is empty.
         changed_linf, changed_l2: float64, norms of the change, in [0, 1] units.
         And what the host says of the image: see `harness.threats.Batch.judge`.
 
@@ -141,7 +140,7 @@ class Corruptions:
             for name, severity, images in self._variants(batch):
                 severities += [severity] * len(batch.ids)
                 text["corruption"] += [name] * len(batch.ids)
-                text["group"] += [corruptions()[name].group if severity else "none"] * len(batch.ids)
+                text["group"] += [CATALOGUE[name].group if severity else "none"] * len(batch.ids)
                 for column, values in _of_images(batch, images).items():
                     numbers.setdefault(column, []).append(values)
         variants = len(severities) // len(batch.ids)
@@ -158,41 +157,22 @@ class Corruptions:
     def _variants(self, batch: Batch) -> Iterator[tuple[str, int, Tensor]]:
         """The clean images, then those of each corruption and severity."""
         yield "none", 0, batch.x
-        x = rounded(batch.x)
         for name in self.names:
-            for severity, images in self._corrupted(x, name, batch.draws.stream(name)):
-                yield name, severity, images
+            images = self._corrupted(batch.x, name, batch.draws.stream(name))
+            for severity, corrupted in zip(self.options.severities, images, strict=True):
+                yield name, severity, corrupted
 
-    def _corrupted(self, x: Tensor, name: str, draws: Draws) -> Iterator[tuple[int, Tensor]]:
-        if self.options.backend == "imagecorruptions":
-            for severity in self.options.severities:
-                yield severity, by_library(x, name, severity, draws)
-            return
-        chosen = corruptions()[name]
-        drawn: Drawn | None = None
-        for severity in self.options.severities:
-            parameters = chosen.severities[self.table][severity - 1]
-            if drawn is None or not chosen.shared_draws:
-                drawn = chosen.draw(draws, 0, tuple(x.shape[1:]), parameters) if chosen.draw else {}
-            yield severity, stored(chosen.apply(x, parameters, drawn, self.options.compat), compat=self.options.compat)
-
-
-def stored(images: Tensor, *, compat: bool) -> Tensor:
-    """Images in 8 bits: rounded, or, as the original does, truncated."""
-    return truncated(images) if compat else rounded(images)
-
-
-def corrupted(
-    x: Tensor, chosen: Corruption, severity: int, table: Table, draws: Draws, *, compat: bool = False
-) -> Tensor:
-    """Images (n, C, H, W) in [0, 1], corrupted and stored in 8 bits, on the random numbers of `draws`."""
-    parameters = chosen.severities[table][severity - 1]
-    drawn = chosen.draw(draws, 0, tuple(x.shape[1:]), parameters) if chosen.draw else {}
-    return stored(chosen.apply(rounded(x), parameters, drawn, compat), compat=compat)
+    def _corrupted(self, x: Tensor, name: str, draws: Draws) -> Iterator[Tensor]:
+        """Images at each severity."""
+        options = self.options
+        if options.backend == "harness":
+            yield from CATALOGUE[name].at(x, options.severities, self.table, draws, compat=options.compat)
+        else:
+            yield from (by_library(x, name, severity, draws) for severity in options.severities)
 
 
 def by_library(x: Tensor, name: str, severity: int, draws: Draws) -> Tensor:
-    """The same by the package imagecorruptions."""
+    """Images (n, C, H, W) corrupted by the package imagecorruptions."""
     import torch
 
     from harness_corruptions.reference import corrupt
