@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
-
-from harness_corruptions import blur, digital, noise, weather
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,14 +30,14 @@ SMALL_IMAGES = 64
 """Pixels of the longer side up to which the table of CIFAR-10-C is the default."""
 
 
-CATALOGUE: Mapping[str, Corruption] = {
-    name: corruption
-    for name in ALL
-    for module in (noise, blur, weather, digital)
-    for corruption in module.CORRUPTIONS
-    if corruption.name == name
-}
-"""Every corruption by its name, the standard ones first."""
+@functools.cache
+def corruptions() -> Mapping[str, Corruption]:
+    """Every corruption by its name, the standard ones first."""
+    from harness_corruptions import blur, digital, noise, weather
+
+    modules = (noise, blur, weather, digital)
+    found = {corruption.name: corruption for module in modules for corruption in module.CORRUPTIONS}
+    return {name: found[name] for name in ALL}
 
 
 def default_table(height: int, width: int) -> Table:

@@ -11,12 +11,12 @@ from harness.options import Options, option, problem
 from harness.threats import Batch, Budget, Columns, ThreatContext
 from harness_corruptions.catalogue import (
     ALL,
-    CATALOGUE,
     COLOURED,
     EXTRA,
     SEVERITIES,
     SMALLEST_SIDE,
     STANDARD,
+    corruptions,
     default_table,
 )
 from harness_corruptions.corruption import Table
@@ -140,7 +140,7 @@ class Corruptions:
             for name, severity, images in self._variants(batch):
                 severities += [severity] * len(batch.ids)
                 text["corruption"] += [name] * len(batch.ids)
-                text["group"] += [CATALOGUE[name].group if severity else "none"] * len(batch.ids)
+                text["group"] += [corruptions()[name].group if severity else "none"] * len(batch.ids)
                 for column, values in _of_images(batch, images).items():
                     numbers.setdefault(column, []).append(values)
         variants = len(severities) // len(batch.ids)
@@ -166,7 +166,7 @@ class Corruptions:
         """Images at each severity."""
         options = self.options
         if options.backend == "harness":
-            yield from CATALOGUE[name].at(x, options.severities, self.table, draws, compat=options.compat)
+            yield from corruptions()[name].at(x, options.severities, self.table, draws, compat=options.compat)
         else:
             yield from (by_library(x, name, severity, draws) for severity in options.severities)
 
