@@ -13,8 +13,8 @@ from harness.randomness import draws_for
 
 def test_the_names_are_those_of_imagenet_c_in_its_order() -> None:
     assert " ".join(STANDARD) == (
-        "gaussian_noise shot_noise impulse_noise defocus_blur glass_blur motion_blur zoom_blur snow frost fog brightness"
-        " contrast elastic_transform pixelate jpeg_compression"
+        "gaussian_noise shot_noise impulse_noise defocus_blur glass_blur motion_blur zoom_blur snow frost fog"
+        " brightness contrast elastic_transform pixelate jpeg_compression"
     )
     assert EXTRA == ("speckle_noise", "gaussian_blur", "spatter", "saturate")
     assert tuple(corruptions()) == ALL == (*STANDARD, *EXTRA)
