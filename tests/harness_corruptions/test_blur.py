@@ -83,8 +83,8 @@ def test_a_grey_wall_stays_as_it_is(one: Corruption, table: Table) -> None:
         assert torch.equal(corrupted(wall, torch.arange(2), one, severity, table), wall)
 
 
-# Glass blur trades distance for rounds and blur from one severity to the next: of ImageNet-C's the first and the last are
-# in order, of CIFAR-10-C's not even those.
+# Glass blur trades distance for rounds and blur from one severity to the next: of ImageNet-C's the first and the last
+# are in order, of CIFAR-10-C's not even those.
 @either_way
 @pytest.mark.parametrize(
     ("name", "table", "severities"),
