@@ -64,12 +64,12 @@ class CorruptionsOptions(Options):
             if value in _SETS:
                 return value
             hint = f'; did you mean ["{value}"]?' if value in ALL else did_you_mean(value, _SETS)
-            raise problem(f'"{value}" is neither "standard" nor "all" nor a list of names{hint}')
+            raise ValueError(f'"{value}" is neither "standard" nor "all" nor a list of names{hint}')
         if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
             raise problem('expected "standard", "all" or a list of names')
         for name in value:
             if name not in ALL:
-                raise problem(f"no corruption is called '{name}'{did_you_mean(name, ALL)}")
+                raise ValueError(f"no corruption is called '{name}'{did_you_mean(name, ALL)}")
         return _once_each(value)
 
     @field_validator("severities")
@@ -77,7 +77,7 @@ class CorruptionsOptions(Options):
     def _in_range(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         outside = next((severity for severity in value if severity not in SEVERITIES), None)
         if outside is not None:
-            raise problem(f"there is no severity {outside}: they go from 1 to 5")
+            raise ValueError(f"there is no severity {outside}: they go from 1 to 5")
         return _once_each(value)
 
     @model_validator(mode="after")
@@ -89,10 +89,10 @@ class CorruptionsOptions(Options):
 
 def _once_each(values: Any) -> tuple[Any, ...]:
     if not values:
-        raise problem("an empty list corrupts nothing")
+        raise ValueError("an empty list corrupts nothing")
     twice = next((value for value in values if values.count(value) > 1), None)
     if twice is not None:
-        raise problem(f"{twice} is listed twice")
+        raise ValueError(f"{twice} is listed twice")
     return tuple(values)
 
 
