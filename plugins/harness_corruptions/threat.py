@@ -108,8 +108,8 @@ class Corruptions:
         severity: int64, 1 to 5; 0 for the clean image.
         group: "noise", "blur", "weather" or "digital"; "extra" for what mCE leaves out; "none".
         table: whose constants, "imagenet-c" or "cifar10-c".
-        left_out: what "standard" or "all" asked for and cannot be made here, "frost" without its textures; else "". A
-            mean over corruptions is mCE only where this is empty.
+        left_out: which corruption of "standard" or "all" cannot be made here, and why: frost without its textures;
+            else "". A mean over corruptions is mCE only where this is empty.
         changed_linf, changed_l2: float64, norms of the change, in [0, 1] units.
         And what the host says of the image: see `harness.threats.Batch.judge`.
 
@@ -120,11 +120,11 @@ class Corruptions:
     budget: Budget | None = None
 
     def __init__(
-        self, options: CorruptionsOptions, names: tuple[str, ...], left_out: tuple[str, ...], table: Table
+        self, options: CorruptionsOptions, names: tuple[str, ...], left_out: Mapping[str, str], table: Table
     ) -> None:
         self.options = options
         self.names = names
-        self.left_out = ", ".join(left_out)
+        self.left_out = "; ".join(left_out.values())
         self.table: Table = table
         self.inputs = {"corruptions": names, "table": table}
 
@@ -201,11 +201,11 @@ def build(options: CorruptionsOptions, context: ThreatContext) -> Corruptions:
     table = options.table or ("imagenet-c" if library else default_table(height, width))
     if library:
         _check_library(context.data)
-        return Corruptions(options, names, (), table)
+        return Corruptions(options, names, {}, table)
     left_out = _missing(names)
     if left_out and not isinstance(options.corruptions, str):
         raise MissingDataError("; ".join(left_out.values()))
-    return Corruptions(options, tuple(name for name in names if name not in left_out), tuple(left_out), table)
+    return Corruptions(options, tuple(name for name in names if name not in left_out), left_out, table)
 
 
 def _missing(names: tuple[str, ...]) -> Mapping[str, str]:

@@ -199,9 +199,9 @@ def test_frost_without_its_textures_is_left_out_of_a_set_and_said_so_but_refused
     monkeypatch.setattr("harness_corruptions.frost.frost_problem", lambda: "frost needs X: pip install X")
     standard = threat(facts(3, 32, 32))
     assert standard.names == tuple(name for name in STANDARD if name != "frost")
-    assert standard.left_out == "frost"
+    assert standard.left_out == "frost needs X: pip install X"
     assert threat(facts(3, 32, 32), corruptions="all").names == tuple(name for name in ALL if name != "frost")
-    assert set(rows(torch.arange(2), corruptions="standard", severities=[1])["left_out"]) == {"frost"}
+    assert set(rows(torch.arange(2), corruptions="standard", severities=[1])["left_out"]) == {standard.left_out}
     with pytest.raises(MissingDataError, match="pip install X") as caught:
         threat(facts(3, 32, 32), corruptions=["frost", "fog"])
     one_line(str(caught.value))
