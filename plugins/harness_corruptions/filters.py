@@ -1,7 +1,8 @@
 """Linear filters of images with the borders and kernels of the libraries that the original corruptions call.
 
 Each is a product with small matrices, made once for a size: on a CPU that is faster than a convolution for kernels this
-wide, borders cost nothing, and an image's result is the same to the bit whatever batch it is in.
+wide, borders cost nothing, and an image's result is the same to the bit whatever batch it is in. (On a GPU products of
+other shapes may be summed in another order: once in some 10^5 pixels that is a grey level.)
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def smear(x: Tensor, radius: int, sigma: float, angle: Tensor, *, compat: bool) 
         weights = weights * (gone.cumsum(dim=1) == 0)
     up, left = up.clamp(1 - height, height - 1), left.clamp(1 - width, width - 1)  # further on there is border only
     above, below, before, after = (max(0, int(most.max())) for most in (-up, up, -left, left))
-    padded = torch.nn.functional.pad(x, (before, after, above, below), mode="replicate")
+    padded = torch.nn.functional.pad(x, (before, after, above, below), mode="replicate").contiguous()
     line = padded.shape[-1]
     # Every run of `width` pixels, as rows of a view: a moved image is a choice of them, copied line by line.
     runs = padded.as_strided((padded.numel() - width + 1, width), (1, 1))
