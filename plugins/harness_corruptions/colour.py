@@ -21,11 +21,10 @@ def luma(x: Tensor) -> Tensor:
     if x.shape[1] != 3:
         return x.mean(dim=1, keepdim=True)
     red, green, blue = LUMA
-    grey: Tensor = x[:, 0:1] * red + x[:, 1:2] * green + x[:, 2:3] * blue
-    return grey
+    return (x[:, 0:1] * red).add_(x[:, 1:2], alpha=green).add_(x[:, 2:3], alpha=blue)
 
 
-def brightness(x: Tensor, parameters: Parameters, drawn: Drawn, compat: bool) -> Tensor:
+def brightness(x: Tensor, parameters: Parameters, _drawn: Drawn, _compat: bool) -> Tensor:
     """V' = min(V + c, 1) with hue and saturation kept; `parameters`: c. One channel is its own value: x + c."""
     (c,) = parameters
     value = x.amax(dim=1, keepdim=True)
@@ -35,15 +34,17 @@ def brightness(x: Tensor, parameters: Parameters, drawn: Drawn, compat: bool) ->
     return scaled.where(value > 0, raised)
 
 
-def contrast(x: Tensor, parameters: Parameters, drawn: Drawn, compat: bool) -> Tensor:
+def contrast(x: Tensor, parameters: Parameters, _drawn: Drawn, _compat: bool) -> Tensor:
     """Each channel's distance to its mean over the image times c; `parameters`: c."""
+    import torch
+
     (c,) = parameters
     # Summed in float64: the order of summation must not show in the grey level.
-    mean = x.double().mean(dim=(2, 3), keepdim=True).to(x.dtype)
-    return ((x - mean) * c + mean).clamp_(0, 1)
+    mean = x.mean(dim=(2, 3), keepdim=True, dtype=torch.float64).to(x.dtype)
+    return (x - mean).mul_(c).add_(mean).clamp_(0, 1)
 
 
-def saturate(x: Tensor, parameters: Parameters, drawn: Drawn, compat: bool) -> Tensor:
+def saturate(x: Tensor, parameters: Parameters, _drawn: Drawn, compat: bool) -> Tensor:
     """S' = min(S * factor + offset, 1) with hue and value kept; `parameters`: factor, offset.
 
     A grey pixel has no hue. The original gives it hue 0, so that an offset turns it red (`compat`: all channels but the

@@ -31,9 +31,9 @@ CONTRAST = Corruption(
     },
 )
 
-# Amplitude, smoothing and affine displacement as shares of the side. "imagenet-c" is what imagecorruptions does, without
-# an affine map: 250 x 0.005 = 1.25 times its alpha. ImageNet-C itself was made with (488, 170.8, 24.4), (488, 19.52, 48.8),
-# (12.2, 2.44, 4.88), (17.08, 2.44, 4.88), (29.28, 2.44, 4.88) pixels of 224.
+# Amplitude, smoothing and affine displacement as shares of the side. "imagenet-c" is what imagecorruptions does: no
+# affine map, its alpha x 0.005. ImageNet-C itself was made with (488, 170.8, 24.4), (488, 19.52, 48.8), (12.2, 2.44, 4.88),
+# (17.08, 2.44, 4.88) and (29.28, 2.44, 4.88) pixels of 224.
 ELASTIC = Corruption(
     name="elastic_transform",
     group="digital",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness_corruptions.fields import smooth
+from harness_corruptions.fields import smooth, uniform_field
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def draw_elastic(draws: Draws, number: int, shape: tuple[int, ...], parameters: Parameters) -> Drawn:
-    """``across``, ``down`` (n, H, W) and ``points`` (n, 3, 2), uniform on [-1, 1]; only those that the parameters use."""
+    """``across``, ``down`` (n, H, W) and ``points`` (n, 3, 2), uniform on [-1, 1); only those that are used."""
     amplitude, _, affine = parameters
     drawn = {}
     if amplitude:
-        drawn["across"] = draws.uniform("across", number, shape[1:]) * 2 - 1
-        drawn["down"] = draws.uniform("down", number, shape[1:]) * 2 - 1
+        drawn["across"] = uniform_field(draws, "across", number, shape[1:])
+        drawn["down"] = uniform_field(draws, "down", number, shape[1:])
     if affine:
         drawn["points"] = draws.uniform("points", number, (3, 2)) * 2 - 1
     return drawn

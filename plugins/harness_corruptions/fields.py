@@ -10,7 +10,19 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from harness.randomness import Draws
+
 Edge = Literal["reflect", "nearest"]
+
+
+def uniform_field(draws: Draws, name: str, number: int, shape: tuple[int, ...]) -> Tensor:
+    """(n, *shape), uniform on [-1, 1) in steps of 2^-15: two of each word, since fields need many."""
+    import torch
+
+    size = math.prod(shape)
+    bits = draws.bits(name, number, (-(-size // 2),))
+    halves = torch.cat([bits & 0xFFFF, bits >> 16], dim=1)[:, :size]
+    return (halves.to(torch.float32) * 2.0**-15 - 1).view(len(draws), *shape)
 
 
 def gaussian_weights(sigma: float, truncate: float) -> list[float]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from harness_corruptions.fields import uniform_field
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -16,10 +18,10 @@ def plasma_side(height: int, width: int) -> int:
     return 1 << (max(height, width) - 1).bit_length()
 
 
-def draw_fog(draws: Draws, number: int, shape: tuple[int, ...], parameters: Parameters) -> Drawn:
-    """``wibbles`` (n, side^2 - 1), uniform on [-1, 1]: what `plasma` adds to its means, coarsest level first."""
+def draw_fog(draws: Draws, number: int, shape: tuple[int, ...], _parameters: Parameters) -> Drawn:
+    """``wibbles`` (n, side^2 - 1), uniform on [-1, 1): what `plasma` adds to its means, coarsest level first."""
     side = plasma_side(*shape[1:])
-    return {"wibbles": draws.uniform("wibbles", number, (side * side - 1,)) * 2 - 1}
+    return {"wibbles": uniform_field(draws, "wibbles", number, (side * side - 1,))}
 
 
 def plasma(wibbles: Tensor, side: int, decay: float) -> Tensor:
@@ -38,19 +40,19 @@ def plasma(wibbles: Tensor, side: int, decay: float) -> Tensor:
         # A quarter, as the four neighbours are averaged. The common scale falls out at the end.
         random = (wibbles[:, start : start + 3 * size * size] * amount).view(count, 3, size, size)
         right, below = points.roll(-1, 2), points.roll(-1, 1)
-        middles = (points + below + right + below.roll(-1, 2)) * 0.25 + random[:, 0]
-        horizontal = (middles + middles.roll(1, 1) + points + right) * 0.25 + random[:, 1]
-        vertical = (middles + middles.roll(1, 2) + points + below) * 0.25 + random[:, 2]
+        middles = (points + below).add_(right).add_(below.roll(-1, 2)).mul_(0.25).add_(random[:, 0])
+        horizontal = (middles + middles.roll(1, 1)).add_(points).add_(right).mul_(0.25).add_(random[:, 1])
+        vertical = (middles + middles.roll(1, 2)).add_(points).add_(below).mul_(0.25).add_(random[:, 2])
         rows = torch.stack([torch.stack([points, horizontal], dim=-1), torch.stack([vertical, middles], dim=-1)], dim=2)
         start += 3 * size * size
         size *= 2
         amount /= decay * decay
         points = rows.view(count, size, size)
-    low = points.amin(dim=(1, 2), keepdim=True)
-    return (points - low) / (points.amax(dim=(1, 2), keepdim=True) - low)
+    low, high = points.amin(dim=(1, 2), keepdim=True), points.amax(dim=(1, 2), keepdim=True)
+    return (points - low).div_(high - low)
 
 
-def fog(x: Tensor, parameters: Parameters, drawn: Drawn, compat: bool) -> Tensor:
+def fog(x: Tensor, parameters: Parameters, drawn: Drawn, _compat: bool) -> Tensor:
     """(x + c * plasma) * m / (m + c), m being the image's largest value; `parameters`: c and the plasma's decay.
 
     A black image stays black. The map is as large as the image needs; ImageNet-C's own was 256, CIFAR-10-C's 32.
@@ -59,4 +61,4 @@ def fog(x: Tensor, parameters: Parameters, drawn: Drawn, compat: bool) -> Tensor
     height, width = x.shape[2:]
     haze = plasma(drawn["wibbles"], plasma_side(height, width), decay)[:, None, :height, :width]
     largest = x.amax(dim=(1, 2, 3), keepdim=True)
-    return ((x + c * haze) * (largest / (largest + c))).clamp_(0, 1)
+    return (x + c * haze).mul_(largest / (largest + c)).clamp_(0, 1)

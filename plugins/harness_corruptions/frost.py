@@ -1,4 +1,4 @@
-"""Frost: a crop of a photographed texture added to the image. The textures are those of the imagecorruptions package."""
+"""Frost: a crop of a photographed texture, from the imagecorruptions package, added to the image."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def texture(number: int) -> Tensor:
 
 
 class Textures(NamedTuple):
-    """All six, scaled and laid end to end: pixel (row, column) of texture i is at ``start[i] + row * width[i] + column``.
+    """All six, scaled and laid end to end: pixel (y, x) of texture i is at ``start[i] + y * width[i] + x``.
 
     Attributes:
         pixels: float32 (P, 3), red, green, blue in [0, 1].
@@ -102,7 +102,7 @@ def _scaled(factors: tuple[float, ...], device: torch.device) -> Textures:
     return Textures(flat.to(device), start.to(device), sizes[:, 0].to(device), sizes[:, 1].to(device))
 
 
-def draw_frost(draws: Draws, number: int, shape: tuple[int, ...], parameters: Parameters) -> Drawn:
+def draw_frost(draws: Draws, number: int, _shape: tuple[int, ...], _parameters: Parameters) -> Drawn:
     """``texture``, ``top`` and ``left`` (n,), uniform on [0, 1): which texture, and where the crop lies in it."""
     return {name: draws.uniform(name, number, ()) for name in ("texture", "top", "left")}
 

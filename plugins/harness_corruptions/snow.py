@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import TYPE_CHECKING
 
 from harness_corruptions.colour import luma
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from harness.randomness import Draws
@@ -50,20 +48,12 @@ def snow(x: Tensor, parameters: Parameters, drawn: Drawn, compat: bool) -> Tenso
 
 def enlarged(field: Tensor, zoom: float) -> Tensor:
     """Fields (n, h, w) enlarged to round(h * zoom) x round(w * zoom), bilinear, corner pixels kept at the corners."""
-    import torch
+    from torch.nn.functional import interpolate
 
-    for axis in (1, 2):
-        size = field.shape[axis]
-        large = round(size * zoom)
-        if large == size:
-            continue
-        place = torch.arange(large, dtype=torch.float64, device=field.device) * ((size - 1) / (large - 1))
-        index = place.long().clamp_(max=size - 2)
-        weight = (place - index).to(field.dtype)
-        weight = weight[:, None] if axis == 1 else weight
-        low, high = field.index_select(axis, index), field.index_select(axis, index + 1)
-        field = low + (high - low) * weight
-    return field
+    if zoom == 1:
+        return field
+    size = [round(side * zoom) for side in field.shape[1:]]
+    return interpolate(field[:, None], size=size, mode="bilinear", align_corners=True)[:, 0]
 
 
 def drawn_out(layer: Tensor, angle: Tensor, radius: int, sigma: float, stop: bool) -> Tensor:
@@ -84,33 +74,17 @@ def drawn_out(layer: Tensor, angle: Tensor, radius: int, sigma: float, stop: boo
     steps = torch.arange(taps, dtype=torch.float64, device=layer.device)
     down = (steps * radians.sin()[:, None] - 0.5).ceil().long()  # (n, taps): where each tap reads
     across = (steps * radians.cos()[:, None] - 0.5).ceil().long()
-    if stop:
-        beyond = (down.abs() >= height) | (across.abs() >= width)
-        alive = (beyond.cumsum(dim=1) == 0).to(layer.dtype)
-    # A shifted copy is one run of the padded layer, laid out in rows that keep its margins: copying runs is many times
-    # faster than gathering pixels. A shift past the margin reads what one at the margin would.
-    margin = _margins(height, width, taps, layer.device)
-    padded = layer.index_select(1, margin[0]).index_select(2, margin[1])
-    stride = padded.shape[2]
-    start = (down + taps) * stride + across + taps
-    flat = torch.nn.functional.pad(padded.flatten(1), (0, stride))
-    run = height * stride
-    windows = flat.as_strided((count, flat.shape[1] - run + 1, run), (flat.stride(0), 1, 1))
-    sample = torch.arange(count, device=layer.device)
-    out = torch.zeros(count, run, dtype=layer.dtype, device=layer.device)
+    # A shifted copy of a layer is a window of the padded one, so a tap selects one window a layer: whole rows are
+    # copied, many times faster than gathering pixels.
+    padded = torch.nn.functional.pad(layer[:, None], (taps, taps, taps, taps), mode="replicate")
+    area, stride = padded[0].numel(), width + 2 * taps
+    places = count * area - ((height - 1) * stride + width) + 1
+    windows = padded.as_strided((places, height, width), (1, stride, 1))
+    start = torch.arange(count, device=layer.device)[:, None] * area + (down + taps) * stride + across + taps
+    out, copy = torch.zeros_like(layer), torch.empty_like(layer)
     for tap, weight in enumerate(weights):
-        copy = windows[sample, start[:, tap]]
-        if stop:
-            copy *= alive[:, tap, None]
+        torch.index_select(windows, 0, start[:, tap], out=copy)
+        if stop and tap >= min(height, width):
+            copy *= ((down[:, tap].abs() < height) & (across[:, tap].abs() < width))[:, None, None]
         out.add_(copy, alpha=weight / total)
-    return out.view(count, height, stride)[:, :, :width]
-
-
-@functools.lru_cache(maxsize=32)
-def _margins(height: int, width: int, margin: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Indices that repeat the edge pixels `margin` times at either end of the rows and of the columns."""
-    import torch
-
-    rows = torch.arange(-margin, height + margin, device=device).clamp_(0, height - 1)
-    columns = torch.arange(-margin, width + margin, device=device).clamp_(0, width - 1)
-    return rows, columns
+    return out
