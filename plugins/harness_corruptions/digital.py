@@ -32,8 +32,8 @@ CONTRAST = Corruption(
 )
 
 # Amplitude, smoothing and affine displacement as shares of the side. "imagenet-c" is what imagecorruptions does: no
-# affine map, its alpha x 0.005. ImageNet-C itself was made with (488, 170.8, 24.4), (488, 19.52, 48.8), (12.2, 2.44, 4.88),
-# (17.08, 2.44, 4.88) and (29.28, 2.44, 4.88) pixels of 224.
+# affine map, its alpha x 0.005. ImageNet-C itself was made with pixels of 224: (488, 170.8, 24.4), (488, 19.52, 48.8),
+# (12.2, 2.44, 4.88), (17.08, 2.44, 4.88) and (29.28, 2.44, 4.88).
 ELASTIC = Corruption(
     name="elastic_transform",
     group="digital",

@@ -1,4 +1,4 @@
-"""Snow, frost and fog."""
+"""Snow, frost, fog, and spatter among the extra ones."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from harness_corruptions.corruption import Corruption
 from harness_corruptions.fog import draw_fog, fog
 from harness_corruptions.frost import draw_frost, frost
 from harness_corruptions.snow import draw_snow, snow
+from harness_corruptions.spatter import draw_spatter, spatter
 
 SNOW = Corruption(
     name="snow",
@@ -54,5 +55,29 @@ FOG = Corruption(
     },
 )
 
-CORRUPTIONS: tuple[Corruption, ...] = (SNOW, FROST, FOG)
+SPATTER = Corruption(
+    name="spatter",
+    group="extra",
+    apply=spatter,
+    draw=draw_spatter,
+    severities={
+        "imagenet-c": (
+            (0.65, 0.3, 4, 0.69, 0.6, 0),
+            (0.65, 0.3, 3, 0.68, 0.6, 0),
+            (0.65, 0.3, 2, 0.68, 0.5, 0),
+            (0.65, 0.3, 1, 0.65, 1.5, 1),
+            (0.67, 0.4, 1, 0.65, 1.5, 1),
+        ),
+        "cifar10-c": (
+            (0.62, 0.1, 0.7, 0.7, 0.5, 0),
+            (0.65, 0.1, 0.8, 0.7, 0.5, 0),
+            (0.65, 0.3, 1, 0.69, 0.5, 0),
+            (0.65, 0.1, 0.7, 0.69, 0.6, 1),
+            (0.65, 0.1, 0.5, 0.68, 0.6, 1),
+        ),
+    },
+    grey="the grey value of water or mud",
+)
+
+CORRUPTIONS: tuple[Corruption, ...] = (SNOW, FROST, FOG, SPATTER)
 """In ImageNet-C's order, the extra one last."""
