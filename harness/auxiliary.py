@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 HELD_OUT_SCORES = "held-out-scores"
 """The threat by which a model's scores of held-out images are made."""
+REPLAY = "replay"
+"""The threat that shows a run's adversarial images again."""
+TRANSFER_ADVICE = "images found on another model are stronger than the attack: the worst case over both counts"
 _HELD_OUT_LIMIT = 1000
 
 
@@ -143,7 +146,7 @@ def replays(suite: Suite, folder: Path, name: str, host: Host) -> tuple[ThreatEn
     return tuple(
         threat_entry(
             f"replay[run={name},norm={norm},eps={eps}]",
-            "replay",
+            REPLAY,
             {"run": str(folder.absolute()), "norm": norm, "eps": eps},
             host,
         )

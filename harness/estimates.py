@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.checkpoints import write_atomically
 from harness.errors import HarnessError, StoreError, one_line
@@ -15,17 +15,26 @@ from harness.loading import code_version, digest_of
 from harness.metrics import CellRows, GroupMetric, Metric, Summary, undefined
 from harness.store import CellManifest, ProbeManifest, RowReader
 
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
 
 class Estimator:
     """Makes estimates from the rows of a run's cells; what was made before from the same rows is read back."""
 
-    def __init__(self, reader: RowReader, host: Host, level: float) -> None:
+    def __init__(self, reader: RowReader, host: Host, level: float, options: Mapping[str, BaseModel] | None = None):
+        """
+        Args:
+            options: of the group metrics that have some, by name.
+        """
         self._reader = reader
         self._level = level
+        self._options = options or {}
         self._cell_metrics = [info for info in host.metrics if info.scope == "cell"]
         self._group_metrics = [info for info in host.metrics if info.scope == "group"]
         modules = sorted({_module(info) for info in host.metrics} | {"harness.audit"})
         self._version = digest_of([level, [i.name for i in host.metrics], [code_version(m) for m in modules]])
+        self._chosen = {name: chosen.model_dump(mode="json") for name, chosen in self._options.items()}
 
     def cell(self, cell: CellManifest, lost: Mapping[str, str] | None = None) -> dict[str, Any]:
         """Metrics, audit and reliability of a complete cell, as results.json lists them.
@@ -44,7 +53,7 @@ class Estimator:
 
     def summaries(self, cells: Sequence[CellManifest]) -> list[dict[str, Any]]:
         """The group metrics over all complete cells."""
-        key = ["group", *sorted((c.digest, c.id) for c in cells)]
+        key = ["group", self._chosen, *sorted((c.digest, c.id) for c in cells)]
         return self._remembered(key, lambda: {"summaries": self._summarise(cells)})["summaries"]  # type: ignore[no-any-return]
 
     def _estimate(self, cell: CellManifest, smaller: Sequence[str], probes: Sequence[ProbeManifest]) -> dict[str, Any]:
@@ -101,7 +110,7 @@ class Estimator:
         for info in self._group_metrics:
             chosen = [c for c in cells if self._reader.columns(c.id).issuperset(info.columns)]
             try:
-                metric: GroupMetric = resolve(info.metric, f"metric '{info.name}'")
+                metric = self._group_metric(info)
                 members = [self._member(c, info.columns) for c in chosen]
                 summaries = metric.summarise(members, self._level) if members else ()
             except Exception as error:  # a number over several cells takes down none of them
@@ -111,8 +120,14 @@ class Estimator:
                 found.append({**facts, **summary.estimate.to_json()})
         return found
 
+    def _group_metric(self, info: MetricInfo) -> GroupMetric:
+        made: Any = resolve(info.metric, f"metric '{info.name}'")
+        metric: GroupMetric = made if info.options is None else made(self._options[info.name])
+        return metric
+
     def _member(self, c: CellManifest, columns: Sequence[str]) -> CellRows:
-        return CellRows(c.id, c.model, c.threat, c.plugin, c.dataset, self._reader.rows(c.id, columns), c.budget)
+        rows = self._reader.rows(c.id, columns)
+        return CellRows(c.id, c.model, c.threat, c.plugin, c.dataset, rows, c.budget, str(c.params.get("norm", "")))
 
     def _remembered(self, key: Sequence[Any], make: Any) -> dict[str, Any]:
         path = self._reader.folder / "estimates" / f"{digest_of([self._version, *key])[:24]}.json"

@@ -204,7 +204,16 @@ def evaluate_batch(
             host_columns |= {name: _array(name, values) for name, values in answers.items()}
     view = built.view(sample_ids, setting.seed, "attack", reference)
     draws = draws_for(sample_ids, setting.seed, "threat", task.threat[1])
-    batch = Batch(x, y, sample_ids, draws, *((clean.logits, clean.prediction) if clean else ()))
+    shifts = Judge(built, x, y, sample_ids, setting.seed, reference) if threat.budget is None else None
+    batch = Batch(
+        x,
+        y,
+        sample_ids,
+        draws,
+        clean_logits=clean.logits if clean else None,
+        clean_prediction=clean.prediction if clean else None,
+        judge=shifts.shifted if shifts else None,
+    )
     given = [t for t in (x, y, sample_ids, batch.clean_logits, batch.clean_prediction) if t is not None]
     with _unchanged("the threat changed what it was given in place; let it work on copies", ThreatError, *given):
         columns = _returned(threat.threat.run(view, batch), threat.budget)
@@ -214,7 +223,8 @@ def evaluate_batch(
         columns["adversarial"] = images = torch.as_tensor(columns["adversarial"], device=x.device)
         columns.update(judge.attacked(images, threat.budget, clean))
     arrays = {name: _array(name, values) for name, values in columns.items()}
-    cost = {"forwards": _array("forwards", view.forwards), "backwards": _array("backwards", view.backwards)}
+    forwards = view.forwards + shifts.model.forwards if shifts else view.forwards
+    cost = {"forwards": _array("forwards", forwards), "backwards": _array("backwards", view.backwards)}
     if "sample_id" in arrays:
         return _with_own_ids(arrays, cost, ids)
     # Twice, so that these columns come first, and are the host's own whatever the threat returned.

@@ -304,6 +304,8 @@ def _info_problem(info: object, kind: type[Info]) -> str:
         return f"expected a {kind.__name__}, got {info!r:.80}"
     if not _NAME.fullmatch(info.name):
         return f"'{info.name}' is not a name: letters, digits and - _ . only, since it becomes part of cell ids"
+    if isinstance(info, MetricInfo) and info.options is not None and info.scope == "cell":
+        return f"metric '{info.name}' has options, which only metrics over several cells can have (scope='group')"
     return ""
 
 

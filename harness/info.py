@@ -105,6 +105,8 @@ class MetricInfo(Info):
     """A metric: `metric` is (the path of) a `harness.metrics.Metric`, or of a `GroupMetric` where `scope` is "group".
 
     It applies to every cell whose rows have all of `columns`. `direction` says which way is better, once for all gates.
+    A metric of scope "group" may have `options`, given in the suite as ``[metrics.NAME]``: `metric` is then (the path
+    of) a factory, ``factory(options) -> GroupMetric``.
     """
 
     metric: str | Any
@@ -112,6 +114,7 @@ class MetricInfo(Info):
     direction: Direction
     unit: str = ""
     scope: Literal["cell", "group"] = "cell"
+    options: str | type | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, get_args
 
 from harness.errors import HarnessError, ModelError, ThreatError
 from harness.loading import BUDGET_TOLERANCE
-from harness.models import DETECTOR_FPRS, refuse_nan
+from harness.models import DETECTOR_FPRS, max_softmax, refuse_nan
 from harness.randomness import draws_for
 from harness.threats import Norm
 
@@ -106,6 +106,34 @@ class Judge:
             columns |= self._detected(images, right, answer.prediction == self.y, bounded=not math.isinf(budget.eps))
         return columns
 
+    def shifted(self, images: Tensor) -> dict[str, Tensor]:
+        """The columns of images that a shift made of the batch's, in its order: see `harness.threats.Batch`.
+
+        Raises:
+            ThreatError: images of another shape, or outside [0, 1].
+        """
+        import torch
+
+        self._check_images(images, "shifted images")
+        columns: dict[str, Tensor] = {}
+        capabilities = self.model.capabilities
+        if "Classifier" in capabilities:
+            answer = self._answer(images, "shifted images")
+            log_probs = answer.logits.double().log_softmax(dim=1)
+            columns |= {"prediction": answer.prediction, "correct": answer.prediction == self.y}
+            columns["confidence"] = log_probs.amax(dim=1).exp()
+            columns["entropy"] = torch.special.entr(log_probs.exp()).sum(dim=1)
+            if self.model.ood_score_name == "max-softmax":
+                columns["ood_score"] = max_softmax(answer.logits)  # as `ModelView.ood_score`, without asking again
+        with torch.no_grad():
+            if self.model.ood_score_name == "own":
+                columns["ood_score"] = self.model.ood_score(images, self._draws).double().clone()
+            if "Density" in capabilities:
+                columns["log_prob"] = self.model.log_prob(images, self._draws).double().clone()
+        for name in columns.keys() & {"ood_score", "log_prob"}:
+            refuse_nan(columns[name], self.ids, name, "shifted images")
+        return columns
+
     def _answer(self, images: Tensor, what: str, rows: Tensor | None = None) -> Answer:
         """`rows`: whose images these are, if not the whole batch in its order."""
         import torch
@@ -127,17 +155,10 @@ class Judge:
         return Answer(likelihood, prediction, votes.gather(1, y[:, None])[:, 0].double() / DRAWS)
 
     def _inside(self, images: Tensor, budget: Budget | None) -> dict[str, Tensor]:
-        import torch
-
         x = self.x
         if budget is None:
             raise ThreatError("a threat that returns adversarial images needs a budget")
-        if images.shape != x.shape or images.dtype != x.dtype:
-            raise ThreatError(
-                f"adversarial images are {images.dtype} {tuple(images.shape)}, not {x.dtype} {tuple(x.shape)}"
-            )
-        if not (torch.isfinite(images).all() and images.min() >= 0 and images.max() <= 1):
-            raise ThreatError("adversarial images lie outside [0, 1] (or are not finite)")
+        self._check_images(images, "adversarial images")
         norms = perturbation_norms(images, x)
         size = norms[budget.norm]
         over = ~(
@@ -149,6 +170,19 @@ class Judge:
                 f" {float(size.max()):.6g} > eps {budget.eps:.6g}; the rows are refused"
             )
         return norms
+
+    def _check_images(self, images: Tensor, what: str) -> None:
+        """
+        Raises:
+            ThreatError: of another shape or type than the batch's, or outside [0, 1].
+        """
+        import torch
+
+        x = self.x
+        if images.shape != x.shape or images.dtype != x.dtype:
+            raise ThreatError(f"{what} are {images.dtype} {tuple(images.shape)}, not {x.dtype} {tuple(x.shape)}")
+        if not (torch.isfinite(images).all() and images.min() >= 0 and images.max() <= 1):
+            raise ThreatError(f"{what} lie outside [0, 1] (or are not finite)")
 
     def _rounded(self, images: Tensor, budget: Budget, fooled: Tensor) -> Tensor:
         """bool (B,), whether an image that fools still does once it is stored in 8 bits."""

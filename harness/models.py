@@ -158,13 +158,11 @@ class ModelView:
     def ood_score(self, x: Tensor, draws: Draws | None = None) -> Tensor:
         """(B,), higher is more out-of-distribution: the model's own score, else its maximum softmax probability.
 
-        The latter (Hendrycks & Gimpel 2017) is returned as log((1 - p) / p), which orders images as 1 - p does and
-        does not saturate.
+        The latter is returned as `max_softmax` says.
         """
         if "Detector" in self._own:
             return self._call("ood_score", x, draws, (x.shape[0],))
-        top, others = split_top(self.logits(x, draws).double())
-        return others.logsumexp(dim=1) - top
+        return max_softmax(self.logits(x, draws))
 
     def sample(self, y: Tensor, draws: Draws) -> Tensor:
         """(B, C, H, W) in [0, 1]: one image of each class in `y`, from the streams of `draws`."""
@@ -266,6 +264,15 @@ def split_top(logits: Tensor) -> tuple[Tensor, Tensor]:
     """The largest logit (B,) and all logits with that one masked by -inf (B, K)."""
     top, index = logits.max(dim=1)
     return top, logits.scatter(1, index[:, None], float("-inf"))
+
+
+def max_softmax(logits: Tensor) -> Tensor:
+    """Maximum softmax probability p (Hendrycks & Gimpel 2017) as a score, higher is more out-of-distribution.
+
+    log((1 - p) / p), float64 (n,), which orders images as 1 - p does and does not saturate.
+    """
+    top, others = split_top(logits.double())
+    return others.logsumexp(dim=1) - top
 
 
 def prepare(model: Any, device: str) -> Any:

@@ -8,7 +8,7 @@ import tomllib
 import typing
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar
@@ -16,12 +16,13 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from harness.datasets import SliceSpec
-from harness.errors import HarnessError, MissingDataError, PluginError, SuiteError, did_you_mean
+from harness.errors import MissingDataError, PluginError, SuiteError, did_you_mean
 from harness.gate_options import GateOptions
 from harness.host import Host
 from harness.info import ModelInfo, ThreatInfo, resolve
 from harness.option_problems import problem_lines
 from harness.options import Options, option
+from harness.suite_overrides import apply_override
 
 OptionsT = TypeVar("OptionsT", bound=BaseModel)
 
@@ -120,6 +121,7 @@ class Suite:
     models: tuple[ModelEntry, ...]
     threats: tuple[ThreatEntry, ...]
     gate: GateOptions | None
+    metrics: Mapping[str, BaseModel] = field(default_factory=dict)  # options of group metrics, by name
     replays: tuple[ThreatEntry, ...] = ()  # added for one run (`--from`); no part of what a baseline must share
 
     @property
@@ -132,6 +134,7 @@ class Suite:
             "suite": self.settings.model_dump(mode="json"),
             "models": {m.name: {"plugin": m.info.name, **_dump(m.options)} for m in self.models},
             "threats": [{"plugin": t.info.name, "label": t.label, "limit": t.limit, **t.params} for t in self.threats],
+            "metrics": {name: _dump(options) for name, options in self.metrics.items()},
             "gate": _dump(self.gate) if self.gate else None,
         }
 
@@ -191,7 +194,7 @@ def parse_suite(document: Mapping[str, Any], host: Host, *, source: str = "suite
         SuiteError: everything that is wrong with it, one line each.
     """
     problems: list[str] = []
-    known = ("suite", "models", "threats", "gate")
+    known = ("suite", "models", "threats", "metrics", "gate")
     for key in document:
         if key not in known:
             problems.append(f"{key}: unknown table{did_you_mean(key, known)} (a suite has {', '.join(known)})")
@@ -208,6 +211,7 @@ def parse_suite(document: Mapping[str, Any], host: Host, *, source: str = "suite
                 problems.extend(error.problems)
     models = _models(document.get("models"), host, problems)
     threats = _threats(document.get("threats"), host, problems)
+    metrics = _metrics(document.get("metrics", {}), host, problems)
     gate = _table(GateOptions, document["gate"], "gate", problems) if "gate" in document else None
     for index, rule in enumerate(gate.rules if gate else ()):
         if rule.metric.partition("[")[0] not in host.metrics:
@@ -218,7 +222,7 @@ def parse_suite(document: Mapping[str, Any], host: Host, *, source: str = "suite
     if problems or settings is None or dataset is None:
         raise SuiteError(source, problems or ["suite.dataset: missing"])
     folder = path.parent if path else Path.cwd()
-    return Suite(path, folder, settings, dataset, tuple(models), tuple(threats), gate)
+    return Suite(path, folder, settings, dataset, tuple(models), tuple(threats), gate, metrics)
 
 
 def validate_options(
@@ -259,53 +263,6 @@ def dataset_entry(raw: Any, host: Host, where: str) -> DatasetEntry:
     if slicing is None or more:
         raise SuiteError(where, found + more)
     return DatasetEntry(name, options, SliceSpec(**dict(slicing)), dict(table))
-
-
-def apply_override(document: dict[str, Any], text: str) -> None:
-    """Set one value of a suite document from ``key=value``.
-
-    Raises:
-        HarnessError: no ``=``, or a path that leads nowhere.
-    """
-    path, separator, raw = text.partition("=")
-    if not separator or not path.strip():
-        raise HarnessError(f"--set {text}: expected key=value, such as suite.seed=1")
-    targets: list[Any] = [document]
-    keys = path.strip().split(".")
-    for position, key in enumerate(keys[:-1]):
-        targets = [t for target in targets for t in _descend(target, key, nested=position > 1)]
-        if not targets:
-            raise HarnessError(f"--set {text}: the suite has no '{'.'.join(keys[: position + 1])}'")
-    for target in targets:
-        if not isinstance(target, dict):
-            raise HarnessError(f"--set {text}: '{keys[-1]}' is a table of the suite; give one of its keys")
-        target[keys[-1]] = parse_value(raw)
-
-
-def parse_value(raw: str) -> Any:
-    """A value as TOML writes it; text that is no TOML value stands for itself (``8/255``, ``linf``)."""
-    try:
-        return tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
-        return raw
-
-
-def _descend(target: Any, key: str, *, nested: bool) -> list[Any]:
-    """What `key` leads to; inside the table of a model or threat (`nested`), a table that is not there yet is made."""
-    name, _, index = key.partition("[")
-    if isinstance(target, list):
-        return [t for t in target if isinstance(t, dict) and name in (t.get("name"), t.get("plugin"))]
-    if not isinstance(target, dict):
-        return []
-    if name not in target and (nested or name in ("suite", "gate")):
-        target[name] = {}
-    if name == "dataset" and isinstance(target.get(name), str):
-        target[name] = {"name": target[name]}
-    value = target.get(name)
-    if index and isinstance(value, list):
-        number = index.rstrip("]")
-        return [value[int(number)]] if number.isdigit() and int(number) < len(value) else []
-    return [value] if isinstance(value, (dict, list)) else []
 
 
 def model_entry(name: str, plugin: str, table: Mapping[str, Any], host: Host) -> ModelEntry:
@@ -417,6 +374,29 @@ def _grid(plugin: str, table: Mapping[str, Any], where: str, host: Host) -> list
     if problems:
         raise SuiteError(where, problems)
     return entries
+
+
+def _metrics(raw: Any, host: Host, problems: list[str]) -> dict[str, BaseModel]:
+    """Options of every group metric that has some, by its name: those of `[metrics.NAME]`, else the defaults."""
+    if not isinstance(raw, dict) or not all(isinstance(table, dict) for table in raw.values()):
+        problems.append("metrics: expected tables [metrics.NAME]")
+        return {}
+    takers = {info.name: info for info in host.metrics if info.options is not None}
+    for name in raw.keys() - takers.keys():
+        what = "has no options" if name in host.metrics else f"is not a metric{did_you_mean(name, takers)}"
+        problems.append(f"metrics.{name}: '{name}' {what}")
+    found: dict[str, BaseModel] = {}
+    for name, info in takers.items():
+        try:
+            options_class = resolve(info.options, f"metric '{name}'")
+        except PluginError as error:
+            problems.extend([f"metrics.{name}: {error}"] if name in raw else [])
+            continue
+        options, wrong = validate_options(options_class, raw.get(name, {}), f"metrics.{name}")
+        problems.extend(wrong)
+        if options is not None:
+            found[name] = options
+    return found
 
 
 def _name_problem(where: str, name: str) -> list[str]:

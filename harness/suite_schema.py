@@ -33,10 +33,24 @@ def suite_schema(host: Host) -> Schema:
             "suite": suite,
             "models": {"type": "object", "additionalProperties": {"oneOf": models}, "minProperties": 1},
             "threats": {"type": "array", "items": {"oneOf": threats}, "minItems": 1},
+            "metrics": {"type": "object", "additionalProperties": False, "properties": _metrics(host, definitions)},
             "gate": _lift(GateOptions, definitions),
         },
         "$defs": definitions,
     }
+
+
+def _metrics(host: Host, definitions: Schema) -> Schema:
+    """Schemas of the metrics that have options, by name."""
+    found = {}
+    for info in host.metrics:
+        try:
+            options = resolve(info.options, f"metric '{info.name}'")
+        except PluginError:
+            continue
+        if options is not None:
+            found[info.name] = {**_lift(options, definitions), "description": info.summary}
+    return found
 
 
 def _variants(

@@ -56,6 +56,11 @@ class Batch:
         clean_logits: (B, K) the host's evaluation of `x`, where the model is a classifier; of a random model the
             log-softmax, averaged over ten draws.
         clean_prediction: int64 (B,), the host's verdict; of a random model the class that most draws name.
+        judge: what the host says of one image of each sample, (B, C, H, W) in the batch's order, for a threat that
+            shifts images and is held to no budget; None for an attack, which must not see the host's draws. By the
+            model's capabilities: `prediction` int64, `correct` bool, `confidence` (largest softmax probability) and
+            `entropy` (of the softmax, nats); `ood_score`; `log_prob` (nats); float64 (B,) where nothing is said. A
+            random model is asked as for any verdict; the evaluations are booked to the rows.
     """
 
     x: Tensor
@@ -64,6 +69,7 @@ class Batch:
     draws: Draws
     clean_logits: Tensor | None = None
     clean_prediction: Tensor | None = None
+    judge: Callable[[Tensor], dict[str, Tensor]] | None = None
 
     @property
     def clean_correct(self) -> Tensor:

@@ -195,7 +195,7 @@ def _sort_assignments(
     assignments: tuple[str, ...], options: type[BaseModel] | None, recipe: type[BaseModel] | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """``key=value`` texts as two tables: options of the model, and of its training."""
-    from harness.suite import parse_value
+    from harness.suite_overrides import parse_value
 
     fields = [set(kind.model_fields) if kind else set() for kind in (options, recipe)]
     tables: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
@@ -222,7 +222,7 @@ def _assign(table: dict[str, Any], keys: list[str], value: Any, text: str) -> No
 def _dataset_table(text: str, host: Host) -> dict[str, Any]:
     """``digits``, ``digits:train``, ``npz:train,path=x.npz`` or ``{name = "npz", ...}`` as a suite's dataset table."""
     from harness.info import resolve
-    from harness.suite import parse_value
+    from harness.suite_overrides import parse_value
 
     if text.lstrip().startswith("{"):
         table = parse_value(text)

@@ -14,10 +14,12 @@ import pytest
 
 from harness.errors import HarnessError
 from harness.estimates import Estimator, cell_entry, metric_name, one_line
-from harness.host import Host
-from harness.info import MetricInfo
+from harness.host import Host, load_host
+from harness.info import MetricInfo, resolve
 from harness.metrics import Estimate
 from harness.store import CellManifest, RowReader, shard_path, write_shard
+
+TOY = str(Path(__file__).parents[1] / "toy" / "toy_plugin.py")
 
 
 class Counting:
@@ -120,3 +122,14 @@ def test_a_run_whose_numbers_are_known_loads_nothing_heavy_but_torch(workplace: 
     command = [sys.executable, "-c", code, str(workplace.suite), str(workplace.out), workplace.plugins[0]]
     done = subprocess.run(command, cwd=workplace.folder, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_metric_over_cells_is_made_with_its_options_and_anew_with_others(tmp_path: Path) -> None:
+    toys = load_host([TOY])
+    found = manifest("d" * 64)
+    shades = {"sample_id": np.arange(4), "shade": np.arange(4)}
+    write_shard(shard_path(tmp_path, found.digest, 0), shades, {})
+    for above, count in ((0, 3), (2, 1), (0, 3)):
+        options = {"toy_count": resolve(toys.metrics.get("toy_count").options, "toys").model_validate({"above": above})}
+        (summary,) = Estimator(RowReader(tmp_path, [found]), toys, 0.95, options).summaries([found])
+        assert (summary["metric"], summary["value"]) == ("toy_count", count)

@@ -18,13 +18,16 @@ from harness.evaluate import (
     Setting,
     ShardTask,
     Workbench,
+    evaluate_batch,
     evaluate_shard,
     run_shard,
     samples_digest,
     workbench,
 )
 from harness.judge import perturbation_norms
+from harness.loading import BuiltThreat
 from harness.store import shard_facts, shard_path
+from harness.threats import Batch, Budget
 
 TOY = str(Path(__file__).parents[1] / "toy" / "toy_plugin.py")
 Rows = dict[str, NDArray[Any]]
@@ -156,6 +159,45 @@ def test_rows_with_their_own_ids_stand_as_they_are(evaluate: Evaluate) -> None:
     assert len(rows["sample_id"]) == 3 * 12
     assert sorted(set(rows["set"].tolist())) == ["constant", "in", "uniform"]
     assert (rows["forwards"] == 3).all()  # the sample's whole cost, on each of its rows
+
+
+class Darker:
+    """Shows each image at two brightnesses and takes the host's word."""
+
+    budget: Budget | None = None
+
+    def run(self, model: Any, batch: Batch) -> Mapping[str, Any]:
+        assert batch.judge is not None
+        found = [batch.judge(batch.x), batch.judge(0.5 * batch.x)]
+        return {
+            "sample_id": batch.ids.repeat(2),
+            "brightness": [1.0] * len(batch.ids) + [0.5] * len(batch.ids),
+            "correct": torch.cat([f["correct"] for f in found]),
+        }
+
+
+def test_a_shift_has_its_images_judged_and_booked(task: Callable[..., ShardTask], bench: Workbench) -> None:
+    one = task(threat="clean")
+    data = bench.dataset(one)
+    x, y = data.load(one.ids)
+    rows = evaluate_batch(bench.model(one, data.facts), BuiltThreat(Darker(), None), x, y, one.ids, one)
+    assert len(rows["correct"]) == 24
+    assert (rows["forwards"] == 2).all()
+
+
+def test_an_attack_does_not_see_the_judge(task: Callable[..., ShardTask], bench: Workbench) -> None:
+    class Curious(Darker):
+        budget = Budget("linf", 0.1)
+
+        def run(self, model: Any, batch: Batch) -> Mapping[str, Any]:
+            assert batch.judge is None
+            return {"adversarial": batch.x.clone()}
+
+    one = task(threat="clean")
+    data = bench.dataset(one)
+    x, y = data.load(one.ids)
+    rows = evaluate_batch(bench.model(one, data.facts), BuiltThreat(Curious(), Curious.budget), x, y, one.ids, one)
+    assert not rows["success"].any()
 
 
 @pytest.mark.parametrize("microbatch", [1, 5, 12, 100])

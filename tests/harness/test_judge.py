@@ -190,3 +190,33 @@ def test_a_batch_knows_the_majority_verdict() -> None:
         images(0.5, 0.5), torch.tensor([1, 1]), ids, Draws((), ids, ids), torch.zeros(2, 2), torch.tensor([1, 0])
     )
     assert batch.clean_correct.tolist() == [True, False]
+
+
+def test_shifted_images_are_judged_by_what_the_model_can_do() -> None:
+    x = images(0.2, 0.3, 0.9)
+    moved = images(0.7, 0.4, 0.8)
+    rows = judge(Bright(), x, [0, 0, 1]).shifted(moved)
+    assert rows.keys() == {"prediction", "correct", "confidence", "entropy", "ood_score"}
+    assert rows["prediction"].tolist() == [1, 0, 1]
+    assert rows["correct"].tolist() == [False, True, True]
+    p = torch.sigmoid(2 * (moved.flatten(1).mean(dim=1).double() - 0.5).abs())
+    torch.testing.assert_close(rows["confidence"], p, atol=1e-6, rtol=0)
+    torch.testing.assert_close(rows["entropy"], -(p * p.log() + (1 - p) * (1 - p).log()), atol=1e-6, rtol=0)
+    torch.testing.assert_close(rows["ood_score"], ((1 - p) / p).log(), atol=1e-6, rtol=0)
+    own = judge(Bright(), x, [0, 0, 1], "Detector").shifted(moved)
+    torch.testing.assert_close(own["ood_score"].float(), torch.tensor([0.7, 0.4, 0.8]))
+
+
+def test_shifted_images_meet_the_draws_of_the_clean_ones() -> None:
+    x = images(*[0.5] * 40)
+    judging = judge(Noisy(), x, [0] * 40)
+    clean, _ = judging.clean()
+    assert torch.equal(judging.shifted(x)["prediction"], clean.prediction)
+    assert int(judging.model.forwards.sum()) == 2 * DRAWS * 40
+
+
+def test_shifted_images_outside_the_range_are_refused() -> None:
+    with pytest.raises(ThreatError, match=r"shifted images lie outside \[0, 1\]"):
+        judge(Bright(), images(0.5), [0]).shifted(images(1.5))
+    with pytest.raises(ThreatError, match="shifted images are"):
+        judge(Bright(), images(0.5), [0]).shifted(images(0.5, 0.5))

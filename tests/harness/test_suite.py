@@ -116,7 +116,7 @@ def test_a_suite_written_with_a_byte_order_mark_loads(toys: Host, tmp_path: Path
     ("text", "expected"),
     [
         ("[suit]\n" + HEAD + CLEAN,
-         "suit: unknown table; did you mean 'suite'? (a suite has suite, models, threats, gate)"),
+         "suit: unknown table; did you mean 'suite'? (a suite has suite, models, threats, metrics, gate)"),
         (HEAD.replace("name =", "sed = 1\nname =", 1) + CLEAN, "suite sed: unknown key; did you mean 'seed'?"),
         (HEAD.replace('"digits"', '{ name = "digits", splitt = "test" }') + CLEAN,
          "suite.dataset (digits) splitt: unknown key; did you mean 'split'?"),
@@ -180,8 +180,14 @@ def test_an_unknown_key_is_refused_at_every_level(text: str, expected: str, toys
         (HEAD + '[[threats]]\nplugin = "pgd"\neps = [0.1, 0.1]',
          "threats: 2 threats are called 'pgd[eps=0.1]'; give them names"),
         (HEAD + "factory_args = { a = [1, nan] }\n" + CLEAN, "models.a.factory_args.a[1]: nan is not a finite number"),
+        (HEAD + CLEAN + "[metrics.auroc]\nlevel = 1", "metrics.auroc: 'auroc' has no options"),
+        (HEAD + CLEAN + "[metrics.toy_conut]\nabove = 1",
+         "metrics.toy_conut: 'toy_conut' is not a metric; did you mean 'toy_count'?"),
+        (HEAD + CLEAN + "[metrics.toy_count]\nabove = -1",
+         "metrics.toy_count above: Input should be greater than or equal to 0, not -1"),
+        (HEAD + CLEAN + "[metrics]\ntoy_count = 1", "metrics: expected tables [metrics.NAME]"),
         (HEAD + CLEAN + "[gate]\nmax_drop = inf", "gate.max_drop: inf is not a finite number"),
-        (HEAD + CLEAN + "[toy]\n", "toy: unknown table (a suite has suite, models, threats, gate)"),
+        (HEAD + CLEAN + "[toy]\n", "toy: unknown table (a suite has suite, models, threats, metrics, gate)"),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_named_with_its_path(text: str, expected: str, toys: Host) -> None:
@@ -333,3 +339,9 @@ def test_a_bad_override_is_explained(text: str, expected: str, file: Path, toys:
     with pytest.raises(HarnessError) as caught:
         load_suite(file, toys, [text])
     assert expected in str(caught.value)
+
+
+def test_metrics_over_cells_have_options(toys: Host) -> None:
+    assert parse(HEAD + CLEAN, toys).resolved()["metrics"]["toy_count"] == {"above": 0}
+    given = parse(HEAD + CLEAN + "[metrics.toy_count]\nabove = 3", toys)
+    assert given.resolved()["metrics"]["toy_count"] == {"above": 3}

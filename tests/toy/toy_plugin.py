@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from harness import (
     DatasetContext,
     DatasetInfo,
     Draws,
+    MetricInfo,
     ModelContext,
     ModelInfo,
     ModelView,
@@ -34,6 +35,7 @@ from harness import (
     hookimpl,
     option,
 )
+from harness.metrics import CellRows, Estimate, Summary
 from harness.randomness import draws_for
 
 CLASSES = 3
@@ -244,6 +246,36 @@ class ToyAttack:
 
 def build_attack(options: ToyAttackOptions, context: ThreatContext) -> ToyAttack:
     return ToyAttack(options)
+
+
+class ToyCountOptions(Options):
+    above: int = option(0, help="what counts", ge=0)
+
+
+class ToyCount:
+    """How many rows of each cell have a `shade` above a bound."""
+
+    def __init__(self, options: ToyCountOptions) -> None:
+        self.above = options.above
+
+    def summarise(self, cells: Sequence[CellRows], level: float) -> list[Summary]:
+        counts = [(cell, float((cell.rows["shade"] > self.above).sum())) for cell in cells]
+        return [Summary(cell.model, (cell.id,), Estimate(n, n, n, len(cell.rows["shade"]))) for cell, n in counts]
+
+
+@hookimpl
+def register_metrics(register: Callable[[MetricInfo], None]) -> None:
+    register(
+        MetricInfo(
+            name="toy_count",
+            summary="rows above a bound",
+            metric=ToyCount,
+            columns=("shade",),
+            direction="none",
+            scope="group",
+            options=ToyCountOptions,
+        )
+    )
 
 
 @hookimpl
