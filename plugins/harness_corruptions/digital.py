@@ -49,6 +49,7 @@ ELASTIC = Corruption(
         ),
         "cifar10-c": ((0.0, 0.0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)),
     },
+    shared_draws=True,
 )
 
 PIXELATE = Corruption(

@@ -1,4 +1,4 @@
-"""Edges, the distance to them, and histograms made flat: what spatter builds its drops from, as OpenCV computes them."""
+"""Edges, the distance to them, and flat histograms, as OpenCV computes them: what spatter builds its drops from."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _DIRECTIONS = ((0, 1), (1, 0), (1, 1), (1, -1), (1, 2), (2, 1), (1, -2), (2, -1)
 _TANGENT = 13573  # of 22.5 degrees, in units of 2^-15
 
 
-def canny(levels: Tensor, low: int, high: int) -> Tensor:
+def canny(levels: Tensor, weakest: int, strong: int) -> Tensor:
     """Edges (n, H, W), bool, of planes of whole numbers 0 to 255 (Canny 1986, thresholds of the gradient's l1 norm).
 
-    A pixel whose gradient exceeds `low` and is the largest across the edge belongs to one if a chain of such pixels
-    leads to a gradient above `high`.
+    A pixel whose gradient exceeds `weakest` and is the largest across the edge belongs to one if a chain of such pixels
+    leads to a gradient above `strong`.
     """
     from torch.nn.functional import pad
 
@@ -25,7 +25,8 @@ def canny(levels: Tensor, low: int, high: int) -> Tensor:
     rows = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]
     columns = padded[:, :, :-2] + 2 * padded[:, :, 1:-1] + padded[:, :, 2:]
     dx, dy = rows[:, :, 2:] - rows[:, :, :-2], columns[:, 2:] - columns[:, :-2]
-    size = dx.abs() + dy.abs()
+    wide, high = dx.abs(), dy.abs()
+    size = wide + high
     around = pad(size, (1, 1, 1, 1))
     height, width = size.shape[1:]
 
@@ -33,15 +34,15 @@ def canny(levels: Tensor, low: int, high: int) -> Tensor:
         return around[:, 1 + down : 1 + down + height, 1 + across : 1 + across + width]
 
     # Which of four directions the gradient has; ties along a row or column go to the first pixel.
-    steep, flat = dy.abs() << 15, dx.abs() * _TANGENT
+    steep, flat = high << 15, wide * _TANGENT
     largest_across = (size > at(0, -1)) & (size >= at(0, 1))
     largest_down = (size > at(-1, 0)) & (size >= at(1, 0))
     falling = (size > at(-1, -1)) & (size > at(1, 1))
     rising = (size > at(-1, 1)) & (size > at(1, -1))
     diagonal = rising.where((dx ^ dy) < 0, falling)
-    largest = largest_across.where(steep < flat, largest_down.where(steep > flat + (dx.abs() << 16), diagonal))
-    weak = largest & (size > low)
-    return _connected(weak & (size > high), weak)
+    largest = largest_across.where(steep < flat, largest_down.where(steep > flat + (wide << 16), diagonal))
+    weak = largest & (size > weakest)
+    return _connected(weak & (size > strong), weak)
 
 
 def _connected(seeds: Tensor, allowed: Tensor) -> Tensor:
@@ -63,8 +64,8 @@ def _connected(seeds: Tensor, allowed: Tensor) -> Tensor:
 def distance(edges: Tensor, most: int) -> Tensor:
     """Distance of each pixel (n, H, W) to the nearest edge, int32 in 1/10000 pixel, at most `most` pixels.
 
-    The shortest chain of steps that cost 1 to a neighbour, 1.4 to a diagonal one and 2.1969 by a knight's move (Borgefors
-    1986). A shortest chain has its steps in any order, so each direction is done with at once, by doubled steps.
+    The shortest chain of steps that cost 1 to a neighbour, 1.4 to a diagonal one and 2.1969 by a knight's move
+    (Borgefors 1986). A shortest chain has its steps in any order, so each direction is done with at once, by doubled steps.
     """
     import torch
 

@@ -13,16 +13,10 @@ if TYPE_CHECKING:
     from harness_corruptions.corruption import Drawn, Parameters
 
 
-def draw_elastic(draws: Draws, number: int, shape: tuple[int, ...], parameters: Parameters) -> Drawn:
-    """``across``, ``down`` (n, H, W) and ``points`` (n, 3, 2), uniform on [-1, 1); only those that are used."""
-    amplitude, _, affine = parameters
-    drawn = {}
-    if amplitude:
-        drawn["across"] = uniform_field(draws, "across", number, shape[1:])
-        drawn["down"] = uniform_field(draws, "down", number, shape[1:])
-    if affine:
-        drawn["points"] = draws.uniform("points", number, (3, 2)) * 2 - 1
-    return drawn
+def draw_elastic(draws: Draws, number: int, shape: tuple[int, ...], _parameters: Parameters) -> Drawn:
+    """``across``, ``down`` (n, H, W) and ``points`` (n, 3, 2), uniform on [-1, 1]."""
+    shapes = {"across": shape[1:], "down": shape[1:], "points": (3, 2)}
+    return {name: uniform_field(draws, name, number, each) for name, each in shapes.items()}
 
 
 def elastic_transform(x: Tensor, parameters: Parameters, drawn: Drawn, compat: bool) -> Tensor:

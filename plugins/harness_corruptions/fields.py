@@ -1,4 +1,4 @@
-"""Smooth random fields: Gaussian smoothing by sums of shifted copies, so that a field depends on no other."""
+"""Smooth random fields: uniform numbers, and Gaussian smoothing by products with matrices."""
 
 from __future__ import annotations
 
@@ -16,48 +16,60 @@ Edge = Literal["reflect", "nearest"]
 
 
 def uniform_field(draws: Draws, name: str, number: int, shape: tuple[int, ...]) -> Tensor:
-    """(n, *shape), uniform on [-1, 1) in steps of 2^-15: two of each word, since fields need many."""
+    """Float32 (n, *shape), uniform on [-1, 1] at the middles of 65,536 intervals."""
     import torch
 
     size = math.prod(shape)
-    bits = draws.bits(name, number, (-(-size // 2),))
-    halves = torch.cat([bits & 0xFFFF, bits >> 16], dim=1)[:, :size]
-    return (halves.to(torch.float32) * 2.0**-15 - 1).view(len(draws), *shape)
+    halves = torch.cat(_halves(draws, name, number, -(-size // 2)), dim=1)[:, :size]
+    return halves.add_(0.5).mul_(2.0**-15).sub_(1).reshape(len(draws), *shape)
 
 
-def gaussian_weights(sigma: float, truncate: float) -> list[float]:
-    """Weights at -r .. r with r = floor(truncate * sigma + 1/2), summing to 1 (as scipy.ndimage cuts them off)."""
-    radius = int(truncate * sigma + 0.5)
-    weights = [math.exp(-0.5 * (k / sigma) ** 2) for k in range(-radius, radius + 1)]
-    total = math.fsum(weights)
-    return [weight / total for weight in weights]
+def normal_field(draws: Draws, name: str, number: int, shape: tuple[int, ...]) -> Tensor:
+    """Float32 (n, *shape), standard normal (Box-Muller), at most 4.9: one of 65,536 lengths in as many directions."""
+    import torch
+
+    size = math.prod(shape)
+    low, high = _halves(draws, name, number, -(-size // 2))
+    radius = low.add_(0.5).mul_(2.0**-16).log_().mul_(-2).sqrt_()
+    angle = high.mul_(2 * math.pi * 2.0**-16)
+    return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :size].reshape(len(draws), *shape)
+
+
+def _halves(draws: Draws, name: str, number: int, words: int) -> tuple[Tensor, Tensor]:
+    """Two tensors (n, words) of whole numbers 0 to 65535, float32: bits are dear, and fields need many but not fine."""
+    bits = draws.bits(name, number, (words,))
+    return (bits & 0xFFFF).float(), (bits >> 16).float()
 
 
 @functools.lru_cache(maxsize=64)
-def edge_index(size: int, margin: int, edge: Edge, device: torch.device) -> Tensor:
-    """Index (size + 2 margin,) that continues an axis beyond its ends.
+def gaussian_matrix(
+    size: int, sigma: float, truncate: float, edge: Edge, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """(size, size): row i holds the weights, at each place, of a Gaussian around i that is continued at the ends.
 
-    "reflect" repeats the last entry (d c b a | a b c d | d c b a), "nearest" only it (a a a | a b c d | d d d).
+    It is cut off at floor(truncate * sigma + 1/2), as scipy.ndimage cuts it. Beyond the ends, "reflect" mirrors the line
+    (c b a | a b c d | d c b), "nearest" repeats the last entry (a a a | a b c d | d d d).
     """
     import torch
 
-    index = torch.arange(-margin, size + margin, device=device)
+    radius = int(truncate * sigma + 0.5)
+    offsets = torch.arange(-radius, radius + 1)
+    weights = torch.exp(-0.5 * (offsets.double() / max(sigma, 1e-9)) ** 2)
+    index = torch.arange(size)[:, None] + offsets
     if edge == "nearest":
-        return index.clamp(0, size - 1)
-    index = index % (2 * size)
-    return torch.minimum(index, 2 * size - 1 - index)
+        index = index.clamp(0, size - 1)
+    else:
+        index = index % (2 * size)
+        index = torch.minimum(index, 2 * size - 1 - index)
+    matrix = torch.zeros(size, size, dtype=torch.float64)
+    matrix.scatter_add_(1, index, (weights / weights.sum()).expand(size, -1))
+    return matrix.to(device, dtype)
 
 
 def smooth(field: Tensor, sigma: tuple[float, float], truncate: float, edge: Edge) -> Tensor:
     """Fields (n, H, W) smoothed with a Gaussian of standard deviation `sigma` pixels down and across."""
-    for axis, width in zip((1, 2), sigma, strict=True):
-        weights = gaussian_weights(width, truncate) if width > 0 else [1.0]
-        size, radius = field.shape[axis], len(weights) // 2
-        if not radius:
-            continue
-        padded = field.index_select(axis, edge_index(size, radius, edge, field.device))
-        field = padded.narrow(axis, radius, size) * weights[radius]
-        for k in range(radius):
-            pair = padded.narrow(axis, k, size) + padded.narrow(axis, 2 * radius - k, size)
-            field = field.add_(pair, alpha=weights[k])
-    return field
+    down, across = (
+        gaussian_matrix(size, width, truncate, edge, field.dtype, field.device)
+        for size, width in zip(field.shape[1:], sigma, strict=True)
+    )
+    return down @ (field @ across.T)

@@ -1,10 +1,10 @@
 """What JPEG loses, as batched tensor arithmetic that gives bit for bit what libjpeg's default methods give.
 
 A JPEG file loses nothing but in colour conversion, halved chroma, the two cosine transforms and quantisation (ITU-T
-T.81), so these are all there is to compute; the entropy code in between is left out. The integer arithmetic is libjpeg's: its
-accurate transform (jfdctint, jidctint; Loeffler, Ligtenberg & Moschytz 1989) with 13-bit constants, its colour tables
-of 16 bits, its triangular ("fancy") upsampling. Whole numbers in floating point are exact, and products of matrices are
-fastest there: float32 where they stay below 2^24, float64 in the transforms.
+T.81), so these are all there is to compute; the entropy code in between is left out. The integer arithmetic is that of
+libjpeg: its accurate transform (jfdctint, jidctint; Loeffler, Ligtenberg & Moschytz 1989) with 13-bit constants, its
+colour tables of 16 bits, its triangular ("fancy") upsampling. Whole numbers in floating point are exact, and products
+of matrices are fastest there: float32 where they stay below 2^24, float64 in the transforms.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _transform(device: torch.device) -> Tensor:
 
 
 def _quantised(blocks: Tensor, quality: int, chroma: bool) -> Tensor:
-    """Planes (n, H, W), sides multiples of 8, transformed, quantised and brought back: whole numbers 0 to 255, float32."""
+    """Planes (n, H, W), sides multiples of 8, transformed, quantised and back: whole numbers 0 to 255, float32."""
     count, height, width = blocks.shape
     transform = _transform(blocks.device)
     steps = quantisation_table(quality, chroma, blocks.device)

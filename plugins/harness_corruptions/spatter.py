@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from harness_corruptions.edges import PIXEL, canny, distance, equalized, window_sum
-from harness_corruptions.fields import smooth
+from harness_corruptions.fields import normal_field, smooth
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +20,7 @@ GREY_OF_RGB = (0.2989, 0.5870, 0.1140)
 
 def draw_spatter(draws: Draws, number: int, shape: tuple[int, ...], _parameters: Parameters) -> Drawn:
     """``field`` (n, H, W), standard normal."""
-    return {"field": draws.normal("field", number, shape[1:])}
+    return {"field": normal_field(draws, "field", number, shape[1:])}
 
 
 def spatter(x: Tensor, parameters: Parameters, drawn: Drawn, compat: bool) -> Tensor:

@@ -42,6 +42,7 @@ FROST = Corruption(
         "cifar10-c": ((1, 0.2, 0.2), (1, 0.3, 0.2), (0.9, 0.4, 0.2), (0.85, 0.4, 0.2), (0.75, 0.45, 0.2)),
     },
     grey="the texture's grey value",
+    shared_draws=True,
 )
 
 FOG = Corruption(
@@ -53,6 +54,7 @@ FOG = Corruption(
         "imagenet-c": ((1.5, 2), (2.0, 2), (2.5, 1.7), (2.5, 1.5), (3.0, 1.4)),
         "cifar10-c": ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)),
     },
+    shared_draws=True,
 )
 
 SPATTER = Corruption(
@@ -77,6 +79,7 @@ SPATTER = Corruption(
         ),
     },
     grey="the grey value of water or mud",
+    shared_draws=True,
 )
 
 CORRUPTIONS: tuple[Corruption, ...] = (SNOW, FROST, FOG, SPATTER)
