@@ -62,10 +62,11 @@ def _connected(seeds: Tensor, allowed: Tensor) -> Tensor:
 
 
 def distance(edges: Tensor, most: int) -> Tensor:
-    """Distance of each pixel (n, H, W) to the nearest edge, int32 in 1/10000 pixel, at most `most` pixels.
+    """Distance of each pixel (n, H, W) to the nearest edge, int32 in 1/10000 pixel, `most` pixels at most.
 
     The shortest chain of steps that cost 1 to a neighbour, 1.4 to a diagonal one and 2.1969 by a knight's move
-    (Borgefors 1986). A shortest chain has its steps in any order, so each direction is done with at once, by doubled steps.
+    (Borgefors 1986). The steps of a shortest chain may come in any order, so one direction after the other is dealt
+    with, in steps that double.
     """
     import torch
 

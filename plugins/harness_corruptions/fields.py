@@ -47,8 +47,8 @@ def gaussian_matrix(
 ) -> Tensor:
     """(size, size): row i holds the weights, at each place, of a Gaussian around i that is continued at the ends.
 
-    It is cut off at floor(truncate * sigma + 1/2), as scipy.ndimage cuts it. Beyond the ends, "reflect" mirrors the line
-    (c b a | a b c d | d c b), "nearest" repeats the last entry (a a a | a b c d | d d d).
+    It is cut off at floor(truncate * sigma + 1/2), as scipy.ndimage cuts it. Beyond the ends, "reflect" mirrors the
+    line (c b a | a b c d | d c b), "nearest" repeats its last entry (a a a | a b c d | d d d).
     """
     import torch
 

@@ -74,7 +74,7 @@ def textures(height: int, width: int, scale: float, device: torch.device) -> Tex
     factors = []
     for number in range(len(FILES)):
         rows, columns = texture(number).shape[1:]
-        factors.append(max(scale, 1.1 * height / rows, 1.1 * width / columns))
+        factors.append(max(scale, 1.1 * (height / rows), 1.1 * (width / columns)))
     return _scaled(tuple(factors), device)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -22,21 +23,30 @@ def boxes(size: int, small: int, device: torch.device) -> tuple[Blocks, Tensor]:
     """Sums over boxes of pixels, (size, small), and the pixels in each box: a pixel belongs where its centre lies."""
     import torch
 
+    # In float64 and in Pillow's order of operations, which decides where a centre lies on the border of two boxes.
     scale = size / small
     centres = (torch.arange(small, dtype=torch.float64) + 0.5) * scale
-    pixels = torch.arange(size)[:, None]
-    first = (centres - scale / 2 + 0.5).floor()
-    end = (centres + scale / 2 + 0.5).floor()
-    matrix = ((pixels >= first) & (pixels < end)).float()
+    pixels = torch.arange(size, dtype=torch.float64)[:, None]
+    place = (pixels - centres + 0.5) * (1 / scale)
+    within = (pixels >= (centres - scale / 2 + 0.5).floor()) & (pixels < (centres + scale / 2 + 0.5).floor())
+    matrix = ((place > -0.5) & (place <= 0.5) & within).float()
     return _cut(matrix, device), matrix.sum(dim=0).to(device)
 
 
 @functools.lru_cache(maxsize=64)
-def repeats(size: int, small: int, device: torch.device) -> tuple[Blocks, Tensor]:
-    """Copies, (small, size), of the pixel of the small axis under the centre of each large one; and its index."""
+def repeats(size: int, small: int, stepwise: bool, device: torch.device) -> tuple[Blocks, Tensor]:
+    """Copies, (small, size), of the pixel of the small axis under the centre of each large one; and its index.
+
+    `stepwise`: the centres are summed up one by one, which puts one on the border of two pixels to either side of it.
+    """
     import torch
 
-    index = ((torch.arange(size, dtype=torch.float64) + 0.5) * (small / size)).floor().long().clamp(max=small - 1)
+    step = small / size
+    if stepwise:
+        centres = torch.tensor(list(itertools.accumulate([step] * (size - 1), initial=step / 2)), dtype=torch.float64)
+    else:
+        centres = (torch.arange(size, dtype=torch.float64) + 0.5) * step
+    index = centres.floor().long().clamp(max=small - 1)
     matrix = (torch.arange(small)[:, None] == index).float()
     return _cut(matrix, device), index.to(device)
 
@@ -65,10 +75,13 @@ def banded(x: Tensor, blocks: Blocks, axis: Literal[2, 3]) -> Tensor:
     return torch.cat(parts, dim=axis)
 
 
-def pixelate(x: Tensor, parameters: Parameters, _drawn: Drawn, _compat: bool) -> Tensor:
+def pixelate(x: Tensor, parameters: Parameters, _drawn: Drawn, compat: bool) -> Tensor:
     """Images shrunk to the share c of their sides and enlarged again, on 8-bit levels; `parameters`: c.
 
     As Pillow's BOX filter does it: along rows, then along columns, each mean rounded to a grey level, halves upwards.
+    (Pillow 13 begins with the columns of images more than twice as high as wide, which may differ by one level.)
+    `compat`: pixels are repeated as by Pillow's NEAREST, which imagecorruptions enlarges with; where it meets the
+    border of two it takes the one or the other.
     """
     (c,) = parameters
     height, width = x.shape[2:]
@@ -77,5 +90,7 @@ def pixelate(x: Tensor, parameters: Parameters, _drawn: Drawn, _compat: bool) ->
     down, rows = boxes(height, low, x.device)
     levels = banded((x * 255).round_(), across, 3).div_(columns).add_(0.5).floor_()
     levels = banded(levels, down, 2).div_(rows[:, None]).add_(0.5).floor_().div_(255)
+    copies, _ = repeats(width, narrow, compat, x.device)
+    _, row = repeats(height, low, compat, x.device)
     # Rows are copied whole, which indexing does faster.
-    return banded(levels, repeats(width, narrow, x.device)[0], 3).index_select(2, repeats(height, low, x.device)[1])
+    return banded(levels, copies, 3).index_select(2, row)
