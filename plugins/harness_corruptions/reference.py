@@ -1,9 +1,10 @@
 """The original code of the corruptions, the package `imagecorruptions` 1.1.2, running on a current environment.
 
-Its last release asks for what is gone by now: `pkg_resources` of setuptools, `np.float_`, the argument `multichannel` of
-scikit-image. It is loaded here as a module of its own, for which stand-ins are at hand while it is imported and whose own
-names for NumPy and scikit-image are then replaced. The installed package, `sys.modules` and NumPy stay as they are, and
-so do the numbers: tests/harness_corruptions compares them with those of the untouched package under old versions.
+Its last release asks for what is gone by now: `pkg_resources` of setuptools, `np.float_`, the argument `multichannel`
+of scikit-image. It is loaded here as a module of its own, for which stand-ins are at hand while it is imported and
+whose own names for NumPy and scikit-image are then replaced. The installed package, `sys.modules` and NumPy stay as
+they are, and so do the numbers: tests/harness_corruptions compares them with those of the untouched package under old
+versions.
 
 Its random functions are replaced as well, by `Numbers`: seeded ones, recorded ones, or given ones. So NumPy's global
 generator is neither used nor changed, and what the original draws elsewhere (`impulse_noise`: a generator of
@@ -83,8 +84,8 @@ class Fed:
 
     The calls, with H x W the image's size:
         gaussian_noise, speckle_noise: normal (H, W, C).    shot_noise: poisson (H, W, C).
-        impulse_noise: random (H, W, C), below the amount where a pixel is hit; random (H, W, C), at most 0.5 for salt.
-        glass_blur: randint (2,), dx and dy from -delta to delta - 1, for each of its turns, rows and columns (downwards).
+        impulse_noise: random (H, W, C), at most the amount where one is hit; random (H, W, C), at most 0.5 for salt.
+        glass_blur: randint (2,), dx and dy, -delta to delta - 1, for each of its turns, rows and columns (backwards).
         motion_blur: uniform (), the angle.    snow: normal (H, W), uniform (), the angle.    spatter: normal (H, W).
         frost: randint (), the texture; randint (), the top of the cut; randint (), its left.
         fog: uniform (k, k), centres of squares, then twice (k, k), centres of their edges; for k = 1, 2, 4, ... to half
@@ -136,7 +137,7 @@ class _Generator(np.random.Generator):
         super().__init__(np.random.PCG64(0))
         self._fed = fed
 
-    def random(self, size: Any = None, *_: Any) -> Any:
+    def random(self, size: Any = None, *_: Any) -> Any:  # type: ignore[override]
         return self._fed.uniform(size=size)
 
 
@@ -182,7 +183,7 @@ class _RecordedGenerator(np.random.Generator):
         super().__init__(source.bit_generator)
         self._recorder = recorder
 
-    def random(self, size: Any = None, *_: Any) -> Any:
+    def random(self, size: Any = None, *_: Any) -> Any:  # type: ignore[override]
         value = super().random(size)
         self._recorder.calls.append(Drawn("random", {"size": size}, value))
         return value
@@ -302,7 +303,9 @@ def original() -> ModuleType:
         with _stand_ins(folder):
             spec.loader.exec_module(module)
     except ImportError as error:
-        raise HarnessError(f"backend imagecorruptions cannot be loaded ({error}); install it with: {INSTALL}") from error
+        raise HarnessError(
+            f"backend imagecorruptions cannot be loaded ({error}); install it with: {INSTALL}"
+        ) from error
     _rename(module)
     return module
 
