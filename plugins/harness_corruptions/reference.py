@@ -120,7 +120,7 @@ class Fed:
         return next(self._numbers, None) is None
 
     def _next(self, size: Any) -> Any:
-        wanted = () if size is None else tuple(np.atleast_1d(size))
+        wanted = () if size is None else tuple(np.atleast_1d(size).tolist())
         found = next(self._numbers, None)
         if found is None:
             raise ValueError("the original asks for more random numbers than it is given")
