@@ -6,7 +6,8 @@ python benchmarks/corruptions.py truth     # accuracy of ResNet-20 on both, pair
 
 The original is imagecorruptions 1.1.2 (`harness_corruptions.reference`: what it needs stands there). The images are the
 20 photos at 224 px and the 1,000 lossless CIFAR-10 test images under `--data FOLDER` (or HARNESS_DATA). Ours runs in
-`compat`, with ImageNet-C's parameters, and is truncated to grey levels as the original is.
+`compat`, with ImageNet-C's parameters, and is truncated to grey levels as the original is. On a machine that others use
+too, measure speed with ``--clock cpu --threads 1``: of several threads those that wait for a core slow down the rest.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from harness_corruptions import reference
-from harness_corruptions.catalogue import CATALOGUE
+from harness_corruptions.catalogue import SEVERITIES, corruptions
 from harness_corruptions.corruption import Corruption
 from harness_corruptions.feeding import Native, numbers_for
 from harness_corruptions.levels import truncated
@@ -36,7 +38,6 @@ from harness.models import ModelContext, prepare
 from harness.randomness import Draws, draws_for
 
 Image = NDArray[np.uint8]
-SEVERITIES = (1, 2, 3, 4, 5)
 TABLE = "imagenet-c"
 PHOTOS, SMALL = "imagenet/imagenet_foolbox20_224.npz", "cifar10/cifar10_test1000_lossless.npz"
 
@@ -48,12 +49,10 @@ def images(data: str, file: str, count: int) -> tuple[Image, NDArray[Any]]:
         return arrays["x"][index], arrays["y"][index]
 
 
-def native(
-    x: Tensor, one: Corruption, severity: int, draws: Draws, number: int = 0
-) -> tuple[Tensor, dict[str, Tensor]]:
+def native(x: Tensor, one: Corruption, severity: int, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
     """Our corrupted images, in whole grey levels, and what was drawn for them."""
     parameters = one.severities[TABLE][severity - 1]
-    drawn = dict(one.draw(draws, number, tuple(x.shape[1:]), parameters)) if one.draw else {}
+    drawn = dict(one.draw(draws, 0, tuple(x.shape[1:]), parameters)) if one.draw else {}
     return truncated(one.apply(x, parameters, drawn, True)), drawn
 
 
@@ -67,7 +66,7 @@ def as_pixels(x: Tensor) -> Image:
 
 def chosen(only: str, extra: bool = True) -> list[Corruption]:
     """Corruptions in the original's order whose name has `only` in it."""
-    every = [CATALOGUE[name] for name in reference.NAMES]
+    every = [corruptions()[name] for name in reference.NAMES]
     return [one for one in every if only in one.name and (extra or not one.extra)]
 
 
@@ -100,21 +99,37 @@ def parity(data: str, only: str, photos: int, small: int) -> None:
             print(f"| {one.name} | {size} | " + " | ".join(texts) + f" | {over:.2%} |", flush=True)
 
 
-def speed(data: str, only: str, counts: tuple[int, int], rounds: int, device: str, batch: int) -> None:
-    """Seconds of each cell, the least of some rounds, ours and theirs in turn; images per second by corruption."""
+@dataclass(frozen=True)
+class Measure:
+    """How speed is measured: seconds of `clock`, the least of some rounds, ours on `device` in batches."""
+
+    clock: Callable[[], float]
+    rounds: int
+    device: str
+    batch: int
+
+    def of(self, run: Callable[[], None]) -> float:
+        start = self.clock()
+        run()
+        return self.clock() - start
+
+
+def speed(data: str, only: str, counts: tuple[int, int], measure: Measure) -> None:
+    """Images per second by corruption, over all severities, ours and theirs in turn."""
     for file, count in zip((SMALL, PHOTOS), counts, strict=True):
         if not count:
             continue
         x, _ = images(data, file, count)
-        tensor = as_tensor(x, device)
-        print(f"\n{count} images at {x.shape[1]} px, five severities, {torch.get_num_threads()} threads, {device}\n")
+        tensor = as_tensor(x, measure.device)
+        how = f"{torch.get_num_threads()} threads, {measure.clock.__name__}, ours on {measure.device}"
+        print(f"\n{count} images at {x.shape[1]} px, five severities; {how}\n")
         print("| corruption | ours, images / s | original, images / s | factor |")
         print("|---|---|---|---|")
         totals, factors = np.zeros(2), []
         for one in chosen(only, extra=False):
             seconds = np.zeros(2)
             for severity in SEVERITIES:
-                seconds += cell_seconds(one, severity, x, tensor, rounds, batch)
+                seconds += cell_seconds(one, severity, x, tensor, measure)
             totals += seconds
             factors.append(seconds[1] / seconds[0])
             rates = 5 * count / seconds
@@ -124,14 +139,14 @@ def speed(data: str, only: str, counts: tuple[int, int], rounds: int, device: st
         print(f"\nGeometric mean of the factors {mean:.1f}, least {min(factors):.1f}.")
 
 
-def cell_seconds(one: Corruption, severity: int, x: Image, tensor: Tensor, rounds: int, batch: int) -> NDArray[Any]:
+def cell_seconds(one: Corruption, severity: int, x: Image, tensor: Tensor, measure: Measure) -> NDArray[Any]:
     """Seconds that ours and the original take for all images, random numbers included. A first batch warms up."""
     draws = draws_for(torch.arange(len(x), device=tensor.device), 0, "speed")
     numbers = reference.Seeded(0)
 
     def ours() -> None:
-        for start in range(0, len(tensor), batch):
-            part = slice(start, start + batch)
+        for start in range(0, len(tensor), measure.batch):
+            part = slice(start, start + measure.batch)
             native(tensor[part], one, severity, draws[part])
         if tensor.is_cuda:
             torch.cuda.synchronize()
@@ -142,14 +157,8 @@ def cell_seconds(one: Corruption, severity: int, x: Image, tensor: Tensor, round
 
     native(tensor[:2], one, severity, draws[:2])
     reference.run(x[0], one.name, severity, numbers)
-    found = [[timed(run) for run in (ours, theirs)] for _ in range(rounds)]
-    return np.array(found).min(axis=0)
-
-
-def timed(run: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+    found: NDArray[Any] = np.array([[measure.of(run) for run in (ours, theirs)] for _ in range(measure.rounds)])
+    return found.min(axis=0)
 
 
 def truth(data: str, only: str, count: int, level: float = 0.95) -> None:
@@ -167,7 +176,7 @@ def truth(data: str, only: str, count: int, level: float = 0.95) -> None:
     grid, widest, every = [], 0.0, []
     for one in chosen(only, extra=False):
         for severity in SEVERITIES:
-            ours = right(model, native(as_tensor(x), one, severity, draws, severity)[0], labels)
+            ours = right(model, native(as_tensor(x), one, severity, draws)[0], labels)
             corrupted = reference.corrupt(x, one.name, severity, draws)
             theirs = right(model, as_tensor(corrupted), labels)
             paired = ours.astype(float) - theirs
@@ -221,6 +230,7 @@ def main() -> None:
     parser.add_argument("--photos", type=int, help="images at 224 px (parity 20, speed 50)")
     parser.add_argument("--small", type=int, help="images at 32 px (parity 100, speed and truth 1000)")
     parser.add_argument("--rounds", type=int, default=1, help="of the measurement of speed; the least counts")
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="of the measurement of speed")
     parser.add_argument("--threads", type=int, default=2, help="of torch and of OpenCV")
     parser.add_argument("--batch", type=int, default=50, help="images that ours takes at once, for speed")
     parser.add_argument("--device", default="cpu", help="of ours, for speed")
@@ -234,7 +244,9 @@ def main() -> None:
         parity(arguments.data, arguments.only, 20 if photos is None else photos, 100 if small is None else small)
     elif arguments.what == "speed":
         counts = (1000 if small is None else small, 50 if photos is None else photos)
-        speed(arguments.data, arguments.only, counts, arguments.rounds, arguments.device, arguments.batch)
+        clock = time.perf_counter if arguments.clock == "wall" else time.process_time
+        measure = Measure(clock, arguments.rounds, arguments.device, arguments.batch)
+        speed(arguments.data, arguments.only, counts, measure)
     else:
         truth(arguments.data, arguments.only, small or 1000)
 

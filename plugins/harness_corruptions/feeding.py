@@ -69,8 +69,9 @@ def _flakes(native: Native) -> Sequence[Any]:
     """Only the middle of the original's field is enlarged, and the rest of it is not drawn here."""
     field = np.zeros(native.image.shape[:2])
     middle = native.drawn["field"]
-    top, left = (field.shape[0] - middle.shape[0]) // 2, (field.shape[1] - middle.shape[1]) // 2
-    field[top : top + middle.shape[0], left : left + middle.shape[1]] = middle
+    height, width = middle.shape
+    top, left = (len(field) - height) // 2, (len(field[0]) - width) // 2
+    field[top : top + height, left : left + width] = middle
     return [field, float(native.drawn["angle"])]
 
 

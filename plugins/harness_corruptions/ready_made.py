@@ -81,6 +81,7 @@ class ReadyMadeSet:
 class Found:
     """What a folder holds: the sets asked for, and what the digest of the rows must know of (see `BuiltThreat`)."""
 
+    table: str
     sets: tuple[ReadyMadeSet, ...]
     files: tuple[Path, ...] = ()
     inputs: tuple[str, ...] = ()
@@ -95,14 +96,19 @@ class ReadyMadeCorruptions:
     Columns, for every sample one row with corruption "none" and severity 0, its clean image, and one for every set:
         sample_id, label: int64.
         corruption: name of the file or folder. severity: int64. group: noise, blur, weather, digital, extra or none.
+        table: which benchmark's layout the files have: "cifar10-c", "imagenet-c" or "mnist-c".
+        left_out: names, after a comma each, of the 15 standard corruptions that the folder does not hold; empty where
+            the suite lists corruptions. A mean over corruptions is mCE only where this is empty.
         changed_linf, changed_l2: float64, norms of the difference from the clean image.
         and what the host says of the image: see `harness.threats.Batch.judge`.
     """
 
     budget: Budget | None = None
 
-    def __init__(self, found: Found) -> None:
+    def __init__(self, found: Found, left_out: tuple[str, ...] = ()) -> None:
         self.sets = found.sets
+        self.table = found.table
+        self.left_out = ", ".join(left_out)
         self.files = found.files
         self.inputs = list(found.inputs)
 
@@ -116,12 +122,14 @@ class ReadyMadeCorruptions:
         for one in self.sets:
             _check_labels(one, ids, batch.y.cpu().numpy())
             parts.append(_rows(batch, _images(one, ids, batch.x), one.corruption, one.severity))
-        return {
+        columns = {
             name: torch.cat([part[name] for part in parts])
             if isinstance(parts[0][name], torch.Tensor)
             else [value for part in parts for value in part[name]]
             for name in parts[0]
         }
+        rows = len(ids) * len(parts)
+        return {**columns, "table": [self.table] * rows, "left_out": [self.left_out] * rows}
 
 
 def build(options: ReadyMadeOptions, context: ThreatContext) -> ReadyMadeCorruptions:
@@ -135,13 +143,20 @@ def build(options: ReadyMadeOptions, context: ThreatContext) -> ReadyMadeCorrupt
     folder = context.folder / Path(options.folder).expanduser()
     if not folder.is_dir():
         raise MissingDataError(f"{folder} does not exist; the option folder names that of the corrupted set")
+    found = _found(folder, options, context.data)
+    held = {one.corruption for one in found.sets}
+    left_out = tuple(name for name in GROUPS if name not in held) if options.corruptions is None else ()
+    return ReadyMadeCorruptions(found, left_out)
+
+
+def _found(folder: Path, options: ReadyMadeOptions, data: DatasetFacts) -> Found:
     inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     if any((path / "test_images.npy").exists() for path in inside):
-        return ReadyMadeCorruptions(_mnist_c(folder, options))
+        return _mnist_c(folder, options)
     if any((path / str(severity)).is_dir() for path in inside for severity in SEVERITIES):
-        return ReadyMadeCorruptions(_class_folders(folder, options, context.data))
+        return _class_folders(folder, options, data)
     if any(path.suffix == ".npy" for path in inside):
-        return ReadyMadeCorruptions(_cifar_c(folder, options))
+        return _cifar_c(folder, options)
     raise HarnessError(
         f"{folder}: holds neither CORRUPTION.npy with labels.npy (CIFAR-10-C), nor CORRUPTION/test_images.npy"
         " (MNIST-C), nor CORRUPTION/SEVERITY/CLASS folders of images (ImageNet-C)"
@@ -165,7 +180,7 @@ def _cifar_c(folder: Path, options: ReadyMadeOptions) -> Found:
         for severity in options.severities or SEVERITIES:
             part = slice((severity - 1) * n, severity * n)
             sets.append(ReadyMadeSet(name, severity, path, every[part].astype(np.int64), images[part].__getitem__))
-    return Found(tuple(sets), (folder / "labels.npy", *paths.values()))
+    return Found("cifar10-c", tuple(sets), (folder / "labels.npy", *paths.values()))
 
 
 def _mnist_c(folder: Path, options: ReadyMadeOptions) -> Found:
@@ -181,7 +196,7 @@ def _mnist_c(folder: Path, options: ReadyMadeOptions) -> Found:
             raise HarnessError(f"{path}: has {len(images)} images, test_labels.npy has {len(labels)} labels")
         sets.append(ReadyMadeSet(name, 1, path, labels.astype(np.int64), images.__getitem__))
         files += [path, path.with_name("test_labels.npy")]
-    return Found(tuple(sets), tuple(files))
+    return Found("mnist-c", tuple(sets), tuple(files))
 
 
 def _class_folders(folder: Path, options: ReadyMadeOptions, data: DatasetFacts) -> Found:
@@ -197,7 +212,7 @@ def _class_folders(folder: Path, options: ReadyMadeOptions, data: DatasetFacts) 
             paths, labels = _listed(root, data)
             sets.append(ReadyMadeSet(name, severity, root, labels, _Decoder(paths, data.shape)))
             inputs.append(_fingerprint(root, paths))
-    return Found(tuple(sets), (), tuple(inputs))
+    return Found("imagenet-c", tuple(sets), (), tuple(inputs))
 
 
 def _chosen(folder: Path, options: ReadyMadeOptions, there: list[str], file: str) -> list[str]:

@@ -197,7 +197,7 @@ class _Nothing:
 
 
 def corrupt(images: Image, name: str, severity: int, draws: Draws | None) -> Image:
-    """The original's corruption of each image, on random numbers of the sample's own.
+    """The original's corruption of each image, on random numbers of the sample's own, the same at every severity.
 
     Args:
         images: uint8 (n, H, W, C) with C = 1 or 3.
@@ -220,15 +220,15 @@ def corrupt(images: Image, name: str, severity: int, draws: Draws | None) -> Ima
     if name in RANDOM and draws is None:
         raise ValueError(f"{name} is random: it needs the samples' draws")
     out = np.empty_like(images)
-    seeds = seeds_of(draws, name, severity) if draws is not None and name in RANDOM else None
+    seeds = seeds_of(draws, name) if draws is not None and name in RANDOM else None
     for row, image in enumerate(images):
         out[row] = run(image, name, severity, Seeded(seeds[row]) if seeds is not None else None)
     return out
 
 
-def seeds_of(draws: Draws, name: str, severity: int) -> NDArray[np.uint32]:
+def seeds_of(draws: Draws, name: str) -> NDArray[np.uint32]:
     """Seeds (n, 4) of the original's generators, of each sample's own stream, other ones for each corruption."""
-    bits = draws.stream("imagecorruptions", name).bits("seed", severity, (_WORDS,))
+    bits = draws.stream("imagecorruptions", name).bits("seed", 0, (_WORDS,))
     return bits.cpu().numpy().astype(np.uint32)
 
 

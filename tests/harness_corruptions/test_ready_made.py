@@ -154,6 +154,17 @@ def test_class_folders_are_read_in_the_order_of_their_names(imagenet_c: Path) ->
     assert len(rows(threat(imagenet_c, fewer), clean, 3 - np.sort(LABELS))["mean"]) == 3 * N
 
 
+def test_the_rows_say_what_the_folder_does_not_hold(cifar_c: Path) -> None:
+    columns = rows(threat(cifar_c), pixels(99))
+    assert set(columns["table"]) == {"cifar10-c"}
+    (left_out,) = set(columns["left_out"])
+    assert left_out.split(", ") == [name for name in GROUPS if name != "gaussian_noise"]
+    assert set(rows(threat(cifar_c, corruptions=["spatter"]), pixels(99))["left_out"]) == {""}
+    for name in GROUPS:
+        np.save(cifar_c / f"{name}.npy", np.tile(pixels(0), (5, 1, 1, 1)))
+    assert set(rows(threat(cifar_c), pixels(99))["left_out"]) == {""}
+
+
 def test_another_test_set_is_refused_in_one_line(cifar_c: Path, one_line: Any) -> None:
     other = LABELS.copy()
     other[4] = 1

@@ -88,10 +88,10 @@ def test_an_image_belongs_to_its_sample_not_to_the_batch(name: str) -> None:
 
 @with_package
 @pytest.mark.parametrize("name", RANDOM)
-def test_samples_and_severities_have_numbers_of_their_own(name: str) -> None:
+def test_samples_have_numbers_of_their_own(name: str) -> None:
     draws = draws_for(torch.arange(40), 0, "threat")
-    seeds = np.concatenate([reference.seeds_of(draws, name, s) for s in (1, 2)])
-    assert len(np.unique(seeds, axis=0)) == 80
+    seeds = np.concatenate([reference.seeds_of(draws, of) for of in {name, "fog", "snow"}])
+    assert len(np.unique(seeds, axis=0)) == len(seeds)
     same = np.repeat(batch(1), 40, axis=0)
     # Angles that are almost the same blur a small image alike.
     assert len(np.unique(corrupt(same, name, 3, draws), axis=0)) > (30 if name == "motion_blur" else 39)
@@ -114,6 +114,15 @@ def test_nothing_is_left_behind() -> None:
     assert np.random.normal is np.random.mtrand.normal  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="needs numbers to draw from"):
         run(batch(1)[0], "fog", 1)
+
+
+@with_package
+def test_an_image_meets_the_same_numbers_at_every_severity() -> None:
+    grey = np.full((1, 32, 32, 3), 128, dtype=np.uint8)
+    mild, strong = (
+        corrupt(grey, "gaussian_noise", s, draws_for(torch.arange(1), 0)).astype(float) - 128 for s in (1, 2)
+    )
+    assert np.corrcoef(mild.ravel(), strong.ravel())[0, 1] > 0.999
 
 
 SHAPES: dict[str, list[tuple[str, tuple[int, ...]]]] = {
