@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from harness_corruptions import reference
-from harness_corruptions.catalogue import CATALOGUE, SEVERITIES
+from harness_corruptions.catalogue import SEVERITIES, corruptions
 from harness_corruptions.corruption import Corruption
 from harness_corruptions.feeding import Native, numbers_for
 from harness_corruptions.levels import truncated
@@ -66,7 +66,7 @@ def as_pixels(x: Tensor) -> Image:
 
 def chosen(only: str, extra: bool = True) -> list[Corruption]:
     """Corruptions in the original's order whose name has `only` in it."""
-    every = [CATALOGUE[name] for name in reference.NAMES]
+    every = [corruptions()[name] for name in reference.NAMES]
     return [one for one in every if only in one.name and (extra or not one.extra)]
 
 
