@@ -43,10 +43,17 @@ def _normal(native: Native) -> Sequence[Any]:
 
 
 def _photons(native: Native) -> Sequence[Any]:
+    """Quantiles of each pixel's Poisson distribution, the smallest k with P(X <= k) > u, one grey level at a time."""
     from scipy.stats import poisson
 
     uniform = _channels_last(native.drawn["uniform"]).astype(np.float64) + _HALF_STEP
-    return [poisson.ppf(uniform, native.image.reshape(uniform.shape) / 255.0 * native.parameters[0])]
+    image, photons = native.image.reshape(uniform.shape), native.parameters[0]
+    counts = np.arange(int(photons + 12 * np.sqrt(photons) + 30))
+    out = np.empty_like(uniform)
+    for level in np.unique(image):
+        here = image == level
+        out[here] = np.searchsorted(poisson.cdf(counts, level / 255.0 * photons), uniform[here], side="right")
+    return [out]
 
 
 def _salt_and_pepper(native: Native) -> Sequence[Any]:
