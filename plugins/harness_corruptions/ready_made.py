@@ -16,7 +16,7 @@ from pydantic import Field, field_validator
 from harness.datasets import DatasetFacts, Ints
 from harness.errors import HarnessError, MissingDataError, did_you_mean
 from harness.judge import norm_of
-from harness.options import Options, option, problem
+from harness.options import Options, option
 from harness.threats import Batch, Budget, Columns, ThreatContext
 
 if TYPE_CHECKING:
@@ -53,10 +53,10 @@ class ReadyMadeOptions(Options):
     @classmethod
     def _once_each(cls, given: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
         if given is not None and not given:
-            raise problem("the list is empty: leave the option out for all of them")
+            raise ValueError("the list is empty: leave the option out for all of them")
         twice = next((one for one in given or () if (given or ()).count(one) > 1), None)
         if twice is not None:
-            raise problem(f"{twice!r} is listed twice")
+            raise ValueError(f"{twice} is listed twice")
         return given
 
 
@@ -97,18 +97,18 @@ class ReadyMadeCorruptions:
         sample_id, label: int64.
         corruption: name of the file or folder. severity: int64. group: noise, blur, weather, digital, extra or none.
         table: which benchmark's layout the files have: "cifar10-c", "imagenet-c" or "mnist-c".
-        left_out: names, after a comma each, of the 15 standard corruptions that the folder does not hold; empty where
-            the suite lists corruptions. A mean over corruptions is mCE only where this is empty.
+        left_out: which of the 15 standard corruptions the folder does not hold; "" where none, or where the suite lists
+            corruptions. A mean over corruptions is mCE only where this is empty.
         changed_linf, changed_l2: float64, norms of the difference from the clean image.
         and what the host says of the image: see `harness.threats.Batch.judge`.
     """
 
     budget: Budget | None = None
 
-    def __init__(self, found: Found, left_out: tuple[str, ...] = ()) -> None:
+    def __init__(self, found: Found, left_out: str) -> None:
         self.sets = found.sets
         self.table = found.table
-        self.left_out = ", ".join(left_out)
+        self.left_out = left_out
         self.files = found.files
         self.inputs = list(found.inputs)
 
@@ -144,9 +144,9 @@ def build(options: ReadyMadeOptions, context: ThreatContext) -> ReadyMadeCorrupt
     if not folder.is_dir():
         raise MissingDataError(f"{folder} does not exist; the option folder names that of the corrupted set")
     found = _found(folder, options, context.data)
-    held = {one.corruption for one in found.sets}
-    left_out = tuple(name for name in GROUPS if name not in held) if options.corruptions is None else ()
-    return ReadyMadeCorruptions(found, left_out)
+    missing = {*GROUPS} - {one.corruption for one in found.sets} if options.corruptions is None else set()
+    names = ", ".join(name for name in GROUPS if name in missing)
+    return ReadyMadeCorruptions(found, f"not in {folder.name}: {names}" if names else "")
 
 
 def _found(folder: Path, options: ReadyMadeOptions, data: DatasetFacts) -> Found:
