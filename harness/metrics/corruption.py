@@ -21,7 +21,7 @@ from harness.metrics.alexnet import NOISES, STANDARD
 from harness.metrics.base import Estimate, Metric, PairedDifference, Rows, undefined
 from harness.metrics.cost import MeanCost
 from harness.metrics.paired import compared, incomparable
-from harness.statistics import AurocComponents, auroc_components, auroc_difference, auroc_interval
+from harness.statistics import AurocComponents, Floats, auroc_components, auroc_difference, auroc_interval
 
 CLEAN = "none"
 
@@ -88,6 +88,45 @@ def against_clean(column: str) -> Callable[[Rows], Rows]:
 
 
 @dataclass(frozen=True)
+class _Scores:
+    """Scores of clean and corrupted images, their images, and the number of each row's corruption and severity."""
+
+    score: Floats
+    ids: NDArray[Any]
+    cell: NDArray[np.int64]
+    clean: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, rows: Rows) -> _Scores:
+        names, code = np.unique(np.asarray(rows["corruption"]).astype(str), return_inverse=True)
+        _, level = np.unique(np.asarray(rows["severity"]), return_inverse=True)
+        clean = np.flatnonzero(names[code] == CLEAN)
+        cell = code * (int(level.max(initial=0)) + 1) + level
+        return cls(np.asarray(rows["ood_score"], dtype=float), np.asarray(rows["sample_id"]), cell, clean)
+
+    def problem(self, which: NDArray[np.int64]) -> str:
+        """Why nothing can be said of these rows, or an empty string."""
+        if min(np.unique(self.ids[part]).size for part in (self.clean, which)) < 2:
+            return "fewer than two clean or corrupted images"
+        both = np.concatenate([self.clean, which])
+        broken = int(np.isnan(self.score[both]).sum())
+        return f"{broken} of {both.size} ood_score values are NaN" if broken else ""
+
+    def components(self, which: NDArray[np.int64]) -> tuple[AurocComponents, NDArray[Any]]:
+        """The components of each corruption and severity among these rows, and the image of every score."""
+        groups = [which[self.cell[which] == cell] for cell in np.unique(self.cell[which])]
+        components = auroc_components(self.score[self.clean], [self.score[group] for group in groups])
+        return components, self.ids[np.concatenate([self.clean, *groups])]
+
+    def estimate(self, which: NDArray[np.int64], level: float) -> Estimate:
+        n = int(np.unique(self.ids[which]).size)
+        if reason := self.problem(which):
+            return undefined(n, reason)
+        components, ids = self.components(which)
+        return Estimate(components.value, *auroc_interval(components, level, ids), n)
+
+
+@dataclass(frozen=True)
 class CorruptionAuroc:
     """AUROC of corrupted against clean images by `ood_score`, for a mean over corruptions the mean of their AUROCs.
 
@@ -95,49 +134,23 @@ class CorruptionAuroc:
     """
 
     def estimate(self, rows: Rows, level: float) -> Mapping[str, Estimate]:
-        return {key: self._estimate(rows, which, level) for key, which in _corrupted(rows)}
+        scores = _Scores.of(rows)
+        return {key: scores.estimate(which, level) for key, which in parts(rows) if key != CLEAN}
 
     def difference(self, baseline: Rows, candidate: Rows, alpha: float) -> Mapping[str, PairedDifference]:
+        old, new = _Scores.of(baseline), _Scores.of(candidate)
         out = {}
-        for key, which in _corrupted(baseline):
-            before, after = (self._estimate(rows, which, 1 - alpha) for rows in (baseline, candidate))
+        for key, which in parts(baseline):
+            if key == CLEAN:
+                continue
+            before, after = old.estimate(which, 1 - alpha), new.estimate(which, 1 - alpha)
             if before.value is None or after.value is None:
                 out[key] = incomparable(before.n, before, after)
                 continue
-            (old, ids), (new, _) = (self._components(rows, which) for rows in (baseline, candidate))
-            out[key] = compared(auroc_difference(old, new, alpha, ids), before.n, before, after, alpha)
+            (components, ids), (others, _) = old.components(which), new.components(which)
+            change = auroc_difference(components, others, alpha, ids)
+            out[key] = compared(change, before.n, before, after, alpha)
         return out
-
-    def _estimate(self, rows: Rows, which: NDArray[np.int64], level: float) -> Estimate:
-        clean = _clean(rows)
-        both = np.concatenate([clean, which])
-        ids = np.asarray(rows["sample_id"])
-        n = int(np.unique(ids[which]).size)
-        if n < 2 or np.unique(ids[clean]).size < 2:
-            return undefined(n, "fewer than two clean or corrupted images")
-        if broken := int(np.isnan(np.asarray(rows["ood_score"], dtype=float)[both]).sum()):
-            return undefined(n, f"{broken} of {both.size} ood_score values are NaN")
-        components, clusters = self._components(rows, which)
-        return Estimate(components.value, *auroc_interval(components, level, clusters), n)
-
-    def _components(self, rows: Rows, which: NDArray[np.int64]) -> tuple[AurocComponents, NDArray[Any]]:
-        """The components of each corruption and severity among these rows, and the image of every score."""
-        scores, ids = np.asarray(rows["ood_score"], dtype=float), np.asarray(rows["sample_id"])
-        names, severities = np.asarray(rows["corruption"]).astype(str)[which], np.asarray(rows["severity"])[which]
-        _, cell = np.unique(names, return_inverse=True)
-        _, cell = np.unique(cell * (int(severities.max()) + 1) + severities, return_inverse=True)
-        groups = [which[cell == k] for k in range(int(cell.max()) + 1)]
-        clean = _clean(rows)
-        components = auroc_components(scores[clean], [scores[group] for group in groups])
-        return components, ids[np.concatenate([clean, *groups])]
-
-
-def _clean(rows: Rows) -> NDArray[np.int64]:
-    return np.flatnonzero(np.asarray(rows["corruption"]).astype(str) == CLEAN)
-
-
-def _corrupted(rows: Rows) -> Iterator[tuple[str, NDArray[np.int64]]]:
-    return ((key, which) for key, which in parts(rows) if key != CLEAN)
 
 
 def _correct(rows: Rows) -> Mask:

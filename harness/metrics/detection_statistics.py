@@ -61,13 +61,15 @@ def detection_accuracy(inside: Floats, outside: Floats) -> Statistic:
     order = np.argsort(scores, kind="stable")
     ordered = scores[order]
     ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
+    tied = ends.size < order.size
     isin = order < inside.size
 
     def statistic(weights: NDArray[Any]) -> Floats:
-        drawn = weights.take(order, axis=-1)
-        accepted = [np.cumsum(drawn * group, axis=-1) for group in (isin, ~isin)]
-        gap = np.subtract(*(counts[:, ends] / counts[:, -1:] for counts in accepted))
-        return np.asarray((1 + gap.max(axis=-1)) / 2)  # the last threshold accepts everything: a gap of 0
+        n, m = (part.sum(axis=-1, keepdims=True) for part in np.split(weights, [inside.size], axis=-1))
+        # Accepted of "in" less accepted of the others, times n m; the last threshold accepts everything: a gap of 0.
+        gap = np.cumsum(weights.take(order, axis=-1) * np.where(isin, m, -n), axis=-1)
+        largest = (gap[:, ends] if tied else gap).max(axis=-1)
+        return np.asarray((1 + np.maximum(largest, 0) / (n * m)[:, 0]) / 2)
 
     return statistic
 
