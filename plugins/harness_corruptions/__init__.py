@@ -19,3 +19,13 @@ def register_threats(register: Callable[[ThreatInfo], None]) -> None:
             variants=("corruption", "severity"),
         )
     )
+    register(
+        ThreatInfo(
+            name="ready-made-corruptions",
+            summary="a corrupted test set read from files: CIFAR-10-C, ImageNet-C, MNIST-C; beside the clean images",
+            source="Hendrycks & Dietterich 2019; MNIST-C: Mu & Gilmer 2019",
+            factory="harness_corruptions.ready_made:build",
+            options="harness_corruptions.ready_made:ReadyMadeOptions",
+            variants=("corruption", "severity"),
+        )
+    )

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from harness_corruptions.corruption import Corruption, Group, Table
 
-    from harness_corruptions.corruption import Corruption, Table
-
-NOISES = ("gaussian_noise", "shot_noise", "impulse_noise")
-STANDARD = (
-    *NOISES,
-    *("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
-    *("snow", "frost", "fog", "brightness"),
-    *("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
-)
-"""The 15 that mean corruption error is made of."""
+GROUPS: Mapping[str, Group] = {
+    **dict.fromkeys(("gaussian_noise", "shot_noise", "impulse_noise"), "noise"),
+    **dict.fromkeys(("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"), "blur"),
+    **dict.fromkeys(("snow", "frost", "fog", "brightness"), "weather"),
+    **dict.fromkeys(("contrast", "elastic_transform", "pixelate", "jpeg_compression"), "digital"),
+}
+"""The four groups of the 15 that mean corruption error is made of; any other corruption is "extra"."""
+STANDARD = tuple(GROUPS)
+NOISES = tuple(name for name in STANDARD if GROUPS[name] == "noise")
 EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
 """The four that were meant for validation."""
 ALL = (*STANDARD, *EXTRA)

@@ -20,9 +20,10 @@ from harness_corruptions.catalogue import (
     default_table,
 )
 from harness_corruptions.corruption import Table
+from harness_corruptions.rows import joined, rows_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from torch import Tensor
 
@@ -103,15 +104,10 @@ class Corruptions:
     every severity of a corruption, whichever others are asked for, so that severities compare like with like.
 
     Columns:
-        sample_id, label: int64.
-        corruption: its name, "none" for the clean image.
-        severity: int64, 1 to 5; 0 for the clean image.
-        group: "noise", "blur", "weather" or "digital"; "extra" for what mCE leaves out; "none".
+        those of `harness_corruptions.rows.rows_of`.
         table: whose constants, "imagenet-c" or "cifar10-c".
         left_out: which corruption of "standard" or "all" cannot be made here, and why: frost without its textures;
             else "". A mean over corruptions is mCE only where this is empty.
-        changed_linf, changed_l2: float64, norms of the change, in [0, 1] units.
-        And what the host says of the image: see `harness.threats.Batch.judge`.
 
     Attributes:
         inputs: what the rows depend on beside the options.
@@ -120,9 +116,15 @@ class Corruptions:
     budget: Budget | None = None
 
     def __init__(
-        self, options: CorruptionsOptions, names: tuple[str, ...], left_out: Mapping[str, str], table: Table
+        self,
+        options: CorruptionsOptions,
+        names: tuple[str, ...],
+        left_out: Mapping[str, str],
+        table: Table,
+        levels: int = 256,
     ) -> None:
         self.options = options
+        self.levels = levels
         self.names = names
         self.left_out = "; ".join(left_out.values())
         self.table: Table = table
@@ -133,26 +135,12 @@ class Corruptions:
 
         if not model.capabilities & {"Classifier", "Density", "Detector"}:
             raise ThreatError("corruptions: the model neither classifies nor scores images, so nothing shows")
-        text: dict[str, list[str]] = {"corruption": [], "group": []}
-        severities: list[int] = []
-        numbers: dict[str, list[Tensor]] = {}
         with torch.no_grad():
-            for name, severity, images in self._variants(batch):
-                severities += [severity] * len(batch.ids)
-                text["corruption"] += [name] * len(batch.ids)
-                text["group"] += [corruptions()[name].group if severity else "none"] * len(batch.ids)
-                for column, values in _of_images(batch, images).items():
-                    numbers.setdefault(column, []).append(values)
-        variants = len(severities) // len(batch.ids)
-        return {
-            "sample_id": batch.ids.repeat(variants),
-            "label": batch.y.repeat(variants),
-            **text,
-            "severity": torch.tensor(severities, dtype=torch.int64),
-            "table": [self.table] * len(severities),
-            "left_out": [self.left_out] * len(severities),
-            **{column: torch.cat(values) for column, values in numbers.items()},
-        }
+            parts = [
+                rows_of(model, batch, images, name, severity, self.levels)
+                for name, severity, images in self._variants(batch)
+            ]
+        return joined(parts, table=self.table, left_out=self.left_out)
 
     def _variants(self, batch: Batch) -> Iterator[tuple[str, int, Tensor]]:
         """The clean images, then those of each corruption and severity."""
@@ -201,11 +189,12 @@ def build(options: CorruptionsOptions, context: ThreatContext) -> Corruptions:
     table = options.table or ("imagenet-c" if library else default_table(height, width))
     if library:
         _check_library(context.data)
-        return Corruptions(options, names, {}, table)
+        return Corruptions(options, names, {}, table, context.data.levels)
     left_out = _missing(names)
     if left_out and not isinstance(options.corruptions, str):
         raise MissingDataError("; ".join(left_out.values()))
-    return Corruptions(options, tuple(name for name in names if name not in left_out), left_out, table)
+    there = tuple(name for name in names if name not in left_out)
+    return Corruptions(options, there, left_out, table, context.data.levels)
 
 
 def _missing(names: tuple[str, ...]) -> Mapping[str, str]:
@@ -245,14 +234,3 @@ def _check_library(data: DatasetFacts) -> None:
     from harness_corruptions.reference import corrupt
 
     corrupt(np.zeros((1, *data.shape[1:], data.shape[0]), dtype=np.uint8), "contrast", 1, None)
-
-
-def _of_images(batch: Batch, images: Tensor) -> Mapping[str, Tensor]:
-    from harness.judge import norm_of
-
-    judge: Callable[[Tensor], dict[str, Tensor]] | None = batch.judge
-    if judge is None:
-        raise ThreatError("corruptions: the host gave no judge of shifted images")
-    difference = images - batch.x
-    norms = {"changed_linf": norm_of(difference, "linf"), "changed_l2": norm_of(difference, "l2")}
-    return {**judge(images), **norms}
