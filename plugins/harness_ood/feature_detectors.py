@@ -43,7 +43,7 @@ class Mahalanobis:
         import torch
 
         features = _on(held_out["features"], like)
-        classes, code = torch.unique(torch.as_tensor(held_out["label"], device=like.device), return_inverse=True)
+        classes, code = torch.unique(torch.tensor(held_out["label"], device=like.device), return_inverse=True)
         sums = features.new_zeros(len(classes), features.shape[1]).index_add_(0, code, features)
         means = sums / code.bincount()[:, None]
         covariance, shrinkage = ledoit_wolf(features - means[code])
@@ -186,7 +186,7 @@ def _normalised(features: Tensor) -> Tensor:
 
 
 def _on(column: Any, like: Tensor) -> Tensor:
-    """A held-out column as float64 on the device of `like`."""
+    """A copy of a held-out column as float64 on the device of `like`."""
     import torch
 
-    return torch.as_tensor(column, dtype=torch.float64, device=like.device)
+    return torch.tensor(column, dtype=torch.float64, device=like.device)

@@ -71,6 +71,8 @@ def held_out(model: Any, n: int = 60) -> Reference:
     for name in ("log_prob", "logits", "features"):
         if hasattr(model, name):
             columns[name] = getattr(model, name)(x).numpy()
+    for column in columns.values():
+        column.flags.writeable = False  # as it is read from a file
     return Reference(columns)
 
 
@@ -262,6 +264,7 @@ def test_vim_refuses_what_is_not_the_layer_before_the_last() -> None:
         ViM.of(few, torch.zeros(1))
 
 
+@pytest.mark.filterwarnings("error")
 def test_a_detector_is_fitted_once_for_all_batches() -> None:
     reference = held_out(Linear())
     made = []
