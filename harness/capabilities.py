@@ -119,7 +119,7 @@ METHODS = {
 OPTIONAL = frozenset({"Features"})
 """Capabilities that a plugin declares where some of its models have them: whether one does is seen from its method,
 which a model without it sets to None. A threat cannot require them; it looks at the view it is given."""
-_DERIVED = {"ClassDensity": ("Classifier", "Density"), "Classifier": ("Detector",)}
+_DERIVED = {"ClassDensity": ("Classifier", "Density"), "Classifier": ("Detector",), "Density": ("Detector",)}
 
 
 def with_derived(capabilities: Iterable[str]) -> frozenset[str]:

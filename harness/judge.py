@@ -130,6 +130,8 @@ class Judge:
                 columns["ood_score"] = self.model.ood_score(images, self._draws).double().clone()
             if "Density" in capabilities:
                 columns["log_prob"] = self.model.log_prob(images, self._draws).double().clone()
+            if self.model.ood_score_name == "log-likelihood":
+                columns["ood_score"] = -columns["log_prob"]
         for name in columns.keys() & {"ood_score", "log_prob"}:
             refuse_nan(columns[name], self.ids, name, "shifted images")
         return columns

@@ -158,8 +158,10 @@ class ModelView:
 
     @property
     def ood_score_name(self) -> str:
-        """Which score `ood_score` is: "own", or "max-softmax" for a classifier without one."""
-        return "own" if "Detector" in self._own else "max-softmax"
+        """Which score `ood_score` is: "own"; for a classifier without one "max-softmax", else "log-likelihood"."""
+        if "Detector" in self._own:
+            return "own"
+        return "max-softmax" if "Classifier" in self.capabilities else "log-likelihood"
 
     def logits(self, x: Tensor, draws: Draws | None = None) -> Tensor:
         """(B, K) class scores; for a class density log prior + log p(x | y), the part shared by all classes removed."""
@@ -179,13 +181,16 @@ class ModelView:
         return self._call("class_log_prob", x, draws, (x.shape[0], self.num_classes))
 
     def ood_score(self, x: Tensor, draws: Draws | None = None) -> Tensor:
-        """(B,), higher is more out-of-distribution: the model's own score, else its maximum softmax probability.
+        """(B,), higher is more out-of-distribution: see `ood_score_name`.
 
-        The latter is returned as `max_softmax` says.
+        Without a score of its own a classifier's is its maximum softmax probability, as `max_softmax` says it, and any
+        other density's -log p(x).
         """
         if "Detector" in self._own:
             return self._call("ood_score", x, draws, (x.shape[0],))
-        return max_softmax(self.logits(x, draws))
+        if "Classifier" in self.capabilities:
+            return max_softmax(self.logits(x, draws))
+        return -self.log_prob(x, draws)
 
     def features(self, x: Tensor, draws: Draws | None = None) -> Tensor:
         """(B, F) features, for a model that has the optional capability `Features`.

@@ -88,6 +88,7 @@ def results_view(results: Mapping[str, Any]) -> RenderableType:
     summaries = results.get("summaries") or []
     if summaries:
         parts += [Text(""), Text("over several cells", style="bold"), _summary_table(summaries)]
+        parts += [Text(f"  {line}", overflow="fold") for line in _undefined_summaries(summaries)]
     parts += [Text(""), Text("Accuracies, rates and AUROC in %; intervals in brackets.", style="dim")]
     return Group(*parts)
 
@@ -107,6 +108,15 @@ def _undefined(cell: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name in headline_metrics(metrics):
         if metrics[name].get("value") is None:
             yield f"{heading(name)} of {cell['id']}", metrics[name].get("reason") or "no reason given"
+
+
+def _undefined_summaries(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Why numbers over several cells are undefined, each reason once."""
+    reasons: dict[tuple[str, str], None] = {}
+    for summary in summaries:
+        if summary.get("value") is None:
+            reasons[heading(summary["metric"]), visible(summary.get("reason") or "no reason given")] = None
+    return [f"{metric}: {reason}" for metric, reason in reasons]
 
 
 def _block(title: str, style: str, entries: Sequence[tuple[str, str]]) -> list[RenderableType]:

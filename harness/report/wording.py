@@ -8,12 +8,17 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 _HEADINGS = {"bits_per_dim": "bits/dim", "fpr_ood_at_95_tpr_id": "FPR@95TPR"}
-_ACRONYMS = {"auroc": "AUROC", "aupr": "AUPR", "fid": "FID", "fpr": "FPR"}
+_ACRONYMS = {"auroc": "AUROC", "aupr": "AUPR", "aurc": "AURC", "fid": "FID", "fpr": "FPR"}
 _PERCENT = re.compile(r"(^|_)(accuracy|rate|auroc|aupr|fpr|tpr|calibration_error|corruption_error)(_|$)")
 # Said by another number of the same cell: kept for the page, left out of a table that must fit a terminal.
 _SECONDARY = re.compile(
-    r"attack_success_rate|robust_accuracy_at|evasion_rate|detection_auroc_of_attacked\w*|(linf|l0|l1|l2|forwards|backwards)_\w+|fpr_\w+|aupr\w*"
+    r"attack_success_rate|robust_accuracy_at|evasion_rate|detection_auroc_of_attacked\w*|(linf|l0|l1|l2|forwards|backwards)_\w+"
+    r"|fpr_\w+|aupr\w*|detection_accuracy|tied_scores|\w+_by_distance|two_tailed_uniformity|held_out_\w+"
+    r"|aurc|\w*calibration_error|overconfidence_error|corruption_(auroc|bits_per_dim)|entropy_rise"
+    r"|bitflip_(auroc|accuracy_change|logit_change)|signed_\w+|interpolation_log_prob_\w+"
 )
+# Of these only the variants named: a cell has a hundred others.
+_HEADLINE_VARIANTS = {"corruption_accuracy": ("", "without_noise", "none")}
 _SAYS_MORE_THAN_CLEAN = ("robust_accuracy", "auroc")
 _INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
@@ -67,16 +72,25 @@ def _number(name: str, value: float | None) -> str:
     return f"{100 * value:.1f}" if is_percentage(name) else f"{value:.4g}"
 
 
+def _is_secondary(base: str, variant: str) -> bool:
+    shown = _HEADLINE_VARIANTS.get(base)
+    of_one_set_and_score = "," in variant and not variant.startswith("mean,")
+    return (
+        bool(_SECONDARY.fullmatch(base))
+        or (shown is not None and variant not in shown)
+        or (base == "auroc" and of_one_set_and_score)
+    )
+
+
 def headline_metrics(names: Iterable[str]) -> list[str]:
     """The metrics of a cell that a terminal table shows: those that no other one of the cell already tells."""
     names = list(names)
     attacked = any(split_metric(name)[0] in _SAYS_MORE_THAN_CLEAN for name in names)
     primary = [
-        name
-        for name in names
-        if not _SECONDARY.fullmatch(split_metric(name)[0]) and not (attacked and name == "clean_accuracy")
+        name for name in names if not _is_secondary(*split_metric(name)) and not (attacked and name == "clean_accuracy")
     ]
-    return sorted(primary or names, key=lambda name: name != "clean_accuracy")
+    # Then the means over sets, of each score, before the sets one by one.
+    return sorted(primary or names, key=lambda name: (name != "clean_accuracy", bool(re.search(r"\[(?!mean,)", name))))
 
 
 def failing_checks(cell: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from harness.options import Options, option, problem
 from harness.threats import Batch, Budget, Columns, ThreatContext
 from harness_ood.other_data import OtherData, Resize, open_other
 from harness_ood.partners import Partners, partners_of
-from harness_ood.scores import ScoreName, needs_reference, score_all
+from harness_ood.scores import ScoreName, held_out_likelihood, needs_reference, score_all
 from harness_ood.sets import CHANGED, NOISE, on_levels
 
 if TYPE_CHECKING:
@@ -152,6 +152,7 @@ class OOD:
         import torch
 
         names = self.scores or (model.ood_score_name,)
+        held_out = held_out_likelihood(model, names)
         parts: dict[str, list[Any]] = {}
         for images in self._images(batch):
             draws = batch.draws[images.rows].numbered(_draw_number(images.name))
@@ -167,6 +168,7 @@ class OOD:
                     "image_id": images.image,
                     "set_size": torch.full_like(ids, images.size),
                     "conversion": [images.conversion] * n,
+                    **{column: [value] * n for column, value in held_out.items()},
                 }
                 for column, values in columns.items():
                     parts.setdefault(column, []).append(values)

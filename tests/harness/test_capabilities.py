@@ -31,7 +31,7 @@ class Complete:
     [
         ({"Classifier"}, {"Classifier", "Detector"}),
         ({"ClassDensity"}, {"ClassDensity", "Classifier", "Density", "Detector"}),
-        ({"Density"}, {"Density"}),
+        ({"Density"}, {"Density", "Detector"}),
         ({"Detector", "Sampler"}, {"Detector", "Sampler"}),
         (set(), set()),
     ],

@@ -33,6 +33,7 @@ def detector(n: int, overlap: float, seed: int = 0) -> Columns:
     return {
         "sample_id": np.arange(2 * n),
         "set": np.array(["in"] * n + ["uniform"] * n),
+        "score": np.repeat("own", 2 * n),
         "ood_score": np.concatenate([inside, outside]),
     }
 

@@ -307,3 +307,9 @@ sys.exit(2)
     assert done.returncode == 2
     assert done.stdout.count("\x1b[?25l") == 1
     assert done.stdout.rstrip().endswith("\x1b[?25h")
+
+
+def test_why_a_summary_is_undefined_is_told_once() -> None:
+    undefined = {"metric": "mean_corruption_error", "cells": ["a"], **estimate(None, reason="frost was left out")}
+    text = finish(cell("a/c/d"), summaries=[{**undefined, "subject": "a"}, {**undefined, "subject": "b"}])
+    assert text.count("mean corruption error: frost was left out") == 1
