@@ -34,21 +34,23 @@ def jpeg_compression(x: Tensor, parameters: Parameters, _drawn: Drawn, _compat: 
 
 def through_pillow(levels: Tensor, quality: int) -> Tensor:
     """Images (n, C, H, W) of whole numbers 0 to 255 written and read by Pillow, one after the other, on the CPU."""
+    import numpy as np
     import torch
     from PIL import Image
 
-    count, channels, height, width = levels.shape
+    _, channels, height, width = levels.shape
     small = levels.to(torch.uint8)
     if channels == 3:
         mode, pictures = "RGB", torch.stack(small.unbind(1), dim=-1).numpy()
     else:
         mode, pictures = "L", small.flatten(0, 1).numpy()
-    read = []
-    for picture in pictures:
+    out = np.empty_like(pictures)
+    for number, picture in enumerate(pictures):
         file = BytesIO()
         Image.frombuffer(mode, (width, height), picture, "raw", mode, 0, 1).save(file, "JPEG", quality=quality)
-        read.append(Image.open(file, formats=("JPEG",)).tobytes())
-    out = torch.frombuffer(bytearray(b"".join(read)), dtype=torch.uint8)
+        pixels = Image.open(file, formats=("JPEG",)).tobytes()
+        out[number] = np.frombuffer(pixels, np.uint8).reshape(picture.shape)
+    back = torch.from_numpy(out)
     if channels == 3:
-        out = out.view(count, height, width, 3).permute(0, 3, 1, 2).contiguous()
-    return out.view(levels.shape).to(levels.dtype)
+        back = back.permute(0, 3, 1, 2).contiguous()
+    return back.view(levels.shape).to(levels.dtype)
