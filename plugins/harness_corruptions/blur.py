@@ -24,9 +24,12 @@ MOTION_ANGLE = 45.0
 
 
 def defocus_blur(x: Tensor, parameters: Parameters, drawn: Drawn, compat: bool) -> Tensor:  # noqa: ARG001
-    """The mean over a disk. Parameters: radius and softening of its edge, pixels."""
+    """The mean over a disk. Parameters: radius and softening of its edge, pixels.
+
+    compat: see `harness_corruptions.filters.disk`.
+    """
     radius, alias_blur = parameters
-    return disk(x, radius, alias_blur).clamp_(0, 1)
+    return disk(x, radius, alias_blur, compat=compat).clamp_(0, 1)
 
 
 def gaussian_blur(x: Tensor, parameters: Parameters, drawn: Drawn, compat: bool) -> Tensor:  # noqa: ARG001

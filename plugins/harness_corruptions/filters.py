@@ -1,7 +1,8 @@
 """Linear filters of images with the borders and kernels of the libraries that the original corruptions call.
 
 Each is a product with small matrices, made once for a size: on a CPU that is faster than a convolution for kernels this
-wide, borders cost nothing, and an image's result is the same to the bit whatever batch it is in.
+wide, borders cost nothing, and an image's result is the same to the bit whatever batch it is in. (On a GPU products of
+other shapes may be summed in another order: once in some 10^5 pixels that is a grey level.)
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def gaussian(x: Tensor, sigma: float) -> Tensor:
     return _both_sides(x, _gaussian(height, sigma, x.device), _gaussian(width, sigma, x.device))
 
 
-def disk(x: Tensor, radius: float, alias_blur: float) -> Tensor:
+def disk(x: Tensor, radius: float, alias_blur: float, *, compat: bool) -> Tensor:
     """Mean of (n, C, H, W) over a disk of `radius` pixels, its edge softened by a Gaussian of `alias_blur` pixels.
 
     Borders are mirrored without repeating the border pixel, as ``cv2.filter2D`` does; an image smaller than the disk
@@ -32,10 +33,14 @@ def disk(x: Tensor, radius: float, alias_blur: float) -> Tensor:
 
     A filter with a kernel that is symmetric both ways multiplies the cosine coefficients (DCT-I) of an image that is
     mirrored so: two products there, two back, whatever the size of the disk.
+
+    compat: the original's disks of radius 8 and more touch the border of their array, where the softening mirrors part
+    of the edge back in: their weights add up to 1.013 (radius 8) and 1.011 (10), and images become brighter. Otherwise
+    weights add up to 1.
     """
     height, width = x.shape[-2:]
     left, right = _cosines(height, x.device), _cosines(width, x.device)
-    coefficients = _both_sides(x, left, right).mul_(_disk_spectrum(height, width, radius, alias_blur, x.device))
+    coefficients = _both_sides(x, left, right).mul_(_disk_spectrum(height, width, radius, alias_blur, compat, x.device))
     return _both_sides(coefficients, left, right)
 
 
@@ -80,7 +85,7 @@ def smear(x: Tensor, radius: int, sigma: float, angle: Tensor, *, compat: bool) 
         weights = weights * (gone.cumsum(dim=1) == 0)
     up, left = up.clamp(1 - height, height - 1), left.clamp(1 - width, width - 1)  # further on there is border only
     above, below, before, after = (max(0, int(most.max())) for most in (-up, up, -left, left))
-    padded = torch.nn.functional.pad(x, (before, after, above, below), mode="replicate")
+    padded = torch.nn.functional.pad(x, (before, after, above, below), mode="replicate").contiguous()
     line = padded.shape[-1]
     # Every run of `width` pixels, as rows of a view: a moved image is a choice of them, copied line by line.
     runs = padded.as_strided((padded.numel() - width + 1, width), (1, 1))
@@ -128,11 +133,15 @@ def _cosines(size: int, device: torch.device) -> Tensor:
 
 
 @functools.lru_cache(maxsize=32)
-def _disk_spectrum(height: int, width: int, radius: float, alias_blur: float, device: torch.device) -> Tensor:
+def _disk_spectrum(
+    height: int, width: int, radius: float, alias_blur: float, compat: bool, device: torch.device
+) -> Tensor:
     """(height, width): what a disk multiplies each cosine coefficient by."""
     import torch
 
     kernel = _disk(radius, alias_blur)
+    if not compat:
+        kernel = kernel / kernel.sum()
     reach = len(kernel) // 2
     offsets = torch.arange(-reach, reach + 1, dtype=torch.float64)
     rows, columns = (

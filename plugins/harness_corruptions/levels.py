@@ -19,4 +19,6 @@ def rounded(x: Tensor) -> Tensor:
 
 def truncated(x: Tensor) -> Tensor:
     """The grey level at or below, as the original's conversion to 8 bits does; `x` in [0, 1]."""
-    return (x * _STEPS).add_(_SLACK).floor_().clamp_(0, _STEPS).div_(_STEPS)
+    import torch
+
+    return torch.add(x.new_full((), _SLACK), x, alpha=_STEPS).floor_().div_(_STEPS)

@@ -64,12 +64,12 @@ class CorruptionsOptions(Options):
             if value in _SETS:
                 return value
             hint = f'; did you mean ["{value}"]?' if value in ALL else did_you_mean(value, _SETS)
-            raise problem(f'"{value}" is neither "standard" nor "all" nor a list of names{hint}')
+            raise ValueError(f'"{value}" is neither "standard" nor "all" nor a list of names{hint}')
         if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
             raise problem('expected "standard", "all" or a list of names')
         for name in value:
             if name not in ALL:
-                raise problem(f"no corruption is called '{name}'{did_you_mean(name, ALL)}")
+                raise ValueError(f"no corruption is called '{name}'{did_you_mean(name, ALL)}")
         return _once_each(value)
 
     @field_validator("severities")
@@ -77,7 +77,7 @@ class CorruptionsOptions(Options):
     def _in_range(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         outside = next((severity for severity in value if severity not in SEVERITIES), None)
         if outside is not None:
-            raise problem(f"there is no severity {outside}: they go from 1 to 5")
+            raise ValueError(f"there is no severity {outside}: they go from 1 to 5")
         return _once_each(value)
 
     @model_validator(mode="after")
@@ -89,10 +89,10 @@ class CorruptionsOptions(Options):
 
 def _once_each(values: Any) -> tuple[Any, ...]:
     if not values:
-        raise problem("an empty list corrupts nothing")
+        raise ValueError("an empty list corrupts nothing")
     twice = next((value for value in values if values.count(value) > 1), None)
     if twice is not None:
-        raise problem(f"{twice} is listed twice")
+        raise ValueError(f"{twice} is listed twice")
     return tuple(values)
 
 
@@ -108,8 +108,8 @@ class Corruptions:
         severity: int64, 1 to 5; 0 for the clean image.
         group: "noise", "blur", "weather" or "digital"; "extra" for what mCE leaves out; "none".
         table: whose constants, "imagenet-c" or "cifar10-c".
-        left_out: what "standard" or "all" asked for and cannot be made here, "frost" without its textures; else "". A
-            mean over corruptions is mCE only where this is empty.
+        left_out: which corruption of "standard" or "all" cannot be made here, and why: frost without its textures;
+            else "". A mean over corruptions is mCE only where this is empty.
         changed_linf, changed_l2: float64, norms of the change, in [0, 1] units.
         And what the host says of the image: see `harness.threats.Batch.judge`.
 
@@ -120,11 +120,11 @@ class Corruptions:
     budget: Budget | None = None
 
     def __init__(
-        self, options: CorruptionsOptions, names: tuple[str, ...], left_out: tuple[str, ...], table: Table
+        self, options: CorruptionsOptions, names: tuple[str, ...], left_out: Mapping[str, str], table: Table
     ) -> None:
         self.options = options
         self.names = names
-        self.left_out = ", ".join(left_out)
+        self.left_out = "; ".join(left_out.values())
         self.table: Table = table
         self.inputs = {"corruptions": names, "table": table}
 
@@ -201,11 +201,11 @@ def build(options: CorruptionsOptions, context: ThreatContext) -> Corruptions:
     table = options.table or ("imagenet-c" if library else default_table(height, width))
     if library:
         _check_library(context.data)
-        return Corruptions(options, names, (), table)
+        return Corruptions(options, names, {}, table)
     left_out = _missing(names)
     if left_out and not isinstance(options.corruptions, str):
         raise MissingDataError("; ".join(left_out.values()))
-    return Corruptions(options, tuple(name for name in names if name not in left_out), tuple(left_out), table)
+    return Corruptions(options, tuple(name for name in names if name not in left_out), left_out, table)
 
 
 def _missing(names: tuple[str, ...]) -> Mapping[str, str]:
