@@ -14,7 +14,7 @@ from harness.statistics import cluster_sums, mean_difference, mean_interval
 
 @dataclass(frozen=True)
 class MeanCost:
-    """Mean of a counting column over rows, with a normal interval, cut at 0; rows of one ``sample_id`` are a cluster."""
+    """Mean of a counting column over rows, with a normal interval from 0 up; rows of one sample are a cluster."""
 
     column: str
 
