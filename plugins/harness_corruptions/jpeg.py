@@ -38,19 +38,16 @@ def through_pillow(levels: Tensor, quality: int) -> Tensor:
     import torch
     from PIL import Image
 
-    _, channels, height, width = levels.shape
-    small = levels.to(torch.uint8)
-    if channels == 3:
-        mode, pictures = "RGB", torch.stack(small.unbind(1), dim=-1).numpy()
-    else:
-        mode, pictures = "L", small.flatten(0, 1).numpy()
-    out = np.empty_like(pictures)
-    for number, picture in enumerate(pictures):
-        file = BytesIO()
-        Image.frombuffer(mode, (width, height), picture, "raw", mode, 0, 1).save(file, "JPEG", quality=quality)
-        pixels = Image.open(file, formats=("JPEG",)).tobytes()
-        out[number] = np.frombuffer(pixels, np.uint8).reshape(picture.shape)
-    back = torch.from_numpy(out)
-    if channels == 3:
-        back = back.permute(0, 3, 1, 2).contiguous()
-    return back.view(levels.shape).to(levels.dtype)
+    planes = levels.to(torch.uint8).numpy()
+    out = np.empty_like(planes)
+    # Pillow puts the channels of a colour image together and takes them apart faster than a copy of the tensor does.
+    colour = levels.shape[1] == 3
+    for image, read in zip(planes, out, strict=True):
+        bands = [Image.fromarray(plane) for plane in image]
+        for channel, picture in enumerate([Image.merge("RGB", bands)] if colour else bands):
+            file = BytesIO()
+            picture.save(file, "JPEG", quality=quality)
+            found = Image.open(file, formats=("JPEG",))
+            for place, band in enumerate(found.split(), start=channel):
+                read[place] = np.frombuffer(band.tobytes(), np.uint8).reshape(read[place].shape)
+    return torch.from_numpy(out).to(levels.dtype)
