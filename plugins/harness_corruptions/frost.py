@@ -59,7 +59,7 @@ class Textures(NamedTuple):
     """All six, scaled and laid end to end: pixel (y, x) of texture i is at ``start[i] + y * width[i] + x``.
 
     Attributes:
-        pixels: float32 (P, 3), red, green, blue in [0, 1].
+        pixels: uint8 (P, 3), red, green, blue.
         start, height, width: int64 (6,).
     """
 
@@ -78,7 +78,7 @@ def textures(height: int, width: int, scale: float, device: torch.device) -> Tex
     return _scaled(tuple(factors), device)
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=2)
 def _scaled(factors: tuple[float, ...], device: torch.device) -> Textures:
     import torch
     from torch.nn.functional import interpolate
@@ -97,7 +97,7 @@ def _scaled(factors: tuple[float, ...], device: torch.device) -> Textures:
         pixels.append(image[0].round_().clamp_(0, 255))
     sizes = torch.tensor([image.shape[1:] for image in pixels])
     areas = sizes.prod(dim=1)
-    flat = torch.cat([image.flatten(1).T for image in pixels]).div_(255)
+    flat = torch.cat([image.flatten(1).T for image in pixels]).to(torch.uint8)
     start = areas.cumsum(0) - areas
     return Textures(flat.to(device), start.to(device), sizes[:, 0].to(device), sizes[:, 1].to(device))
 
@@ -128,12 +128,13 @@ def frost(x: Tensor, parameters: Parameters, drawn: Drawn, compat: bool) -> Tens
     spare = 0 if compat else 1
     top = (drawn["top"] * (bank.height[which] - height + spare)).long()
     left = (drawn["left"] * (bank.width[which] - width + spare)).long()
-    stride = bank.width[which][:, None, None]
-    row = torch.arange(height, device=x.device)[:, None]
-    column = torch.arange(width, device=x.device)
-    place = (bank.start[which] + left)[:, None, None] + (top[:, None, None] + row) * stride + column
-    crop = bank.pixels[place].permute(0, 3, 1, 2)  # (n, 3, H, W)
+    # A row of a crop is a run of the bank, copied whole: (n, H, W, 3).
+    runs = bank.pixels.as_strided((len(bank.pixels) - width + 1, 3 * width), (3, 1))
+    rows = top[:, None] + torch.arange(height, device=x.device)
+    first = (bank.start[which] + left)[:, None] + rows * bank.width[which][:, None]
+    crop = runs.index_select(0, first.flatten()).view(len(x), height, width, 3)
+    crop = crop.permute(0, 3, 1, 2).contiguous().to(x.dtype).div_(255)
     if x.shape[1] != 3:
         weights = x.new_tensor(GREY_OF_RGB[::-1] if compat else GREY_OF_RGB)
         crop = (crop * weights[:, None, None]).sum(dim=1, keepdim=True)
-    return (a * x + b * crop).clamp_(0, 1)
+    return (a * x).add_(crop, alpha=b).clamp_(0, 1)

@@ -34,21 +34,20 @@ def jpeg_compression(x: Tensor, parameters: Parameters, _drawn: Drawn, _compat: 
 
 def through_pillow(levels: Tensor, quality: int) -> Tensor:
     """Images (n, C, H, W) of whole numbers 0 to 255 written and read by Pillow, one after the other, on the CPU."""
+    import numpy as np
     import torch
     from PIL import Image
 
-    count, channels, height, width = levels.shape
-    small = levels.to(torch.uint8)
-    if channels == 3:
-        mode, pictures = "RGB", torch.stack(small.unbind(1), dim=-1).numpy()
-    else:
-        mode, pictures = "L", small.flatten(0, 1).numpy()
-    read = []
-    for picture in pictures:
-        file = BytesIO()
-        Image.frombuffer(mode, (width, height), picture, "raw", mode, 0, 1).save(file, "JPEG", quality=quality)
-        read.append(Image.open(file, formats=("JPEG",)).tobytes())
-    out = torch.frombuffer(bytearray(b"".join(read)), dtype=torch.uint8)
-    if channels == 3:
-        out = out.view(count, height, width, 3).permute(0, 3, 1, 2).contiguous()
-    return out.view(levels.shape).to(levels.dtype)
+    planes = levels.to(torch.uint8).numpy()
+    out = np.empty_like(planes)
+    # Pillow puts the channels of a colour image together and takes them apart faster than a copy of the tensor does.
+    colour = levels.shape[1] == 3
+    for image, read in zip(planes, out, strict=True):
+        bands = [Image.fromarray(plane) for plane in image]
+        for channel, picture in enumerate([Image.merge("RGB", bands)] if colour else bands):
+            file = BytesIO()
+            picture.save(file, "JPEG", quality=quality)
+            found = Image.open(file, formats=("JPEG",))
+            for place, band in enumerate(found.split(), start=channel):
+                read[place] = np.frombuffer(band.tobytes(), np.uint8).reshape(read[place].shape)
+    return torch.from_numpy(out).to(levels.dtype)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Blocks = tuple[tuple[int, int, "Tensor"], ...]
 """A banded matrix (in, out) cut into blocks of outputs: the inputs from first to end that they need, and their part."""
 
-_BLOCK = 48  # outputs: enough for a product to be efficient, few enough to skip most of the zeros
+_BLOCK = 32  # outputs: enough for a product to be efficient, few enough to skip most of the zeros
 
 
 @functools.lru_cache(maxsize=64)

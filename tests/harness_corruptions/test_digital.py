@@ -22,7 +22,7 @@ each = pytest.mark.parametrize("corruption", CORRUPTIONS, ids=lambda corruption:
 
 
 @each
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(sides=SIDES, channels=st.sampled_from([1, 3]), severity=st.integers(1, 5))
 def test_images(corruption: Corruption, sides: tuple[int, int], channels: int, severity: int) -> None:
     check_images(corruption, sides, channels, severity)

@@ -29,7 +29,7 @@ def liquid(height: int, width: int, sigma: float, seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize("opencv", [pytest.param("cv2", marks=needs_opencv)])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     height=st.integers(8, 70),
     width=st.integers(8, 70),

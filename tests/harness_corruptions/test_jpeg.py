@@ -26,7 +26,7 @@ def pillow(levels: Tensor, quality: int) -> Tensor:
     return torch.from_numpy(read).view(*levels.shape[1:], -1).permute(2, 0, 1).float()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     height=st.integers(8, 50),
     width=st.integers(8, 50),

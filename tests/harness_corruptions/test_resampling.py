@@ -15,7 +15,7 @@ from .invariants import images
 SHARES = sorted({parameters[0] for table in PIXELATE.severities.values() for parameters in table})
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     height=st.integers(8, 120),
     width=st.integers(8, 120),

@@ -52,7 +52,7 @@ def forget() -> None:
 
 
 @each
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sides=SIDES, channels=st.sampled_from([1, 3]), severity=st.integers(1, 5))
 def test_images(corruption: Corruption, sides: tuple[int, int], channels: int, severity: int) -> None:
     check_images(corruption, sides, channels, severity)
@@ -183,7 +183,7 @@ def test_without_the_textures_one_line_says_what_to_install(package: Path, monke
 # Snow
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(height=st.integers(2, 30), width=st.integers(2, 30), zoom=st.sampled_from([1.0, 1.25, 1.75, 2.0, 2.5, 3.0, 4.5]))
 def test_fields_are_enlarged_as_by_scipy(height: int, width: int, zoom: float) -> None:
     field = torch.arange(height * width).float().mul(7).sin().view(1, height, width)
