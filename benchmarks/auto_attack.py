@@ -50,7 +50,7 @@ CASES = [
     ("digits-cnn-pgd", "linf", 0.22),
     ("digits-cnn-pgd", "l2", 0.7),
     ("digits-cnn-pgd", "l1", 1.0),
-    ("cifar10-resnet20", "linf", 0.004),
+    ("cifar10-resnet20", "linf", 0.005),
 ]
 
 
@@ -148,7 +148,7 @@ def record_all(folder: Path, only: str, samples: int | None, seeds: list[int], d
         if only not in f"{model}-{norm}":
             continue
         for seed in seeds:
-            case = record(model, norm, eps, samples or (359 if "digits" in model else 24), seed, data)
+            case = record(model, norm, eps, samples or (359 if "digits" in model else 1000), seed, data)
             case["made_with"] = f"autoattack a392200, torch {torch.__version__}, {platform.machine()}, one thread"
             case["letters"] = {**{letter: name for name, letter in LETTERS.items()}, ".": "stands", "x": "wrong before"}
             path = folder / f"{model}-{norm}-seed{seed}.json"
