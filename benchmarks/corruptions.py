@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from harness_corruptions import reference
 from harness_corruptions.catalogue import SEVERITIES, corruptions
-from harness_corruptions.corruption import Corruption
+from harness_corruptions.corruption import Corruption, Table
 from harness_corruptions.feeding import Native, numbers_for
 from harness_corruptions.levels import truncated
 from harness_torch.model import build
@@ -38,7 +38,7 @@ from harness.models import ModelContext, prepare
 from harness.randomness import Draws, draws_for
 
 Image = NDArray[np.uint8]
-TABLE = "imagenet-c"
+TABLE: Table = "imagenet-c"
 PHOTOS, SMALL = "imagenet/imagenet_foolbox20_224.npz", "cifar10/cifar10_test1000_lossless.npz"
 
 
