@@ -24,13 +24,18 @@ if TYPE_CHECKING:
 
 HELD_OUT_SCORES = "held-out-scores"
 """The threat by which a model's scores of held-out images are made."""
+REPLAY = "replay"
+"""The threat that shows a run's adversarial images again."""
+TRANSFER_ADVICE = "images found on another model are stronger than the attack: the worst case over both counts"
 _HELD_OUT_LIMIT = 1000
 
 
 class HeldOutScores:
     """What a model says of clean images: rows that a `harness.models.Reference` is made of.
 
-    Columns: `ood_score` float64; `log_prob` float64, nats, where the model has a density.
+    Columns: `label` int64 (the host's own); `ood_score` float64; `log_prob` float64, nats, where the model has a
+    density; `logits` (n, K) where it is a classifier, as in `Batch.clean_logits`; `features` (n, F) where it exposes
+    them; the last two in the type the model gives them.
     """
 
     budget: Budget | None = None
@@ -44,6 +49,10 @@ class HeldOutScores:
                 columns["ood_score"] = model.ood_score(batch.x, batch.draws).double()
             if "Density" in model.capabilities:
                 columns["log_prob"] = model.log_prob(batch.x, batch.draws).double()
+            if batch.clean_logits is not None:
+                columns["logits"] = batch.clean_logits
+            if "Features" in model.capabilities:
+                columns["features"] = model.features(batch.x, batch.draws)
         for name, values in columns.items():
             refuse_nan(values, batch.ids, name, "held-out images")
         return columns
@@ -143,7 +152,7 @@ def replays(suite: Suite, folder: Path, name: str, host: Host) -> tuple[ThreatEn
     return tuple(
         threat_entry(
             f"replay[run={name},norm={norm},eps={eps}]",
-            "replay",
+            REPLAY,
             {"run": str(folder.absolute()), "norm": norm, "eps": eps},
             host,
         )

@@ -68,6 +68,15 @@ class Detector(Protocol):
 
 
 @runtime_checkable
+class Features(Protocol):
+    """Gives what a classifier makes of an image before it decides. Optional: see `OPTIONAL`."""
+
+    def features(self, x: Tensor) -> Tensor:
+        """(B, F), usually the input of the last linear layer."""
+        ...
+
+
+@runtime_checkable
 class Sampler(Protocol):
     """Draws images."""
 
@@ -95,17 +104,21 @@ class Trainable(Protocol):
 
 
 PROTOCOLS: dict[str, type] = {
-    p.__name__: p for p in (Classifier, Density, ClassDensity, Detector, Sampler, Explainer, Trainable)
+    p.__name__: p for p in (Classifier, Density, ClassDensity, Detector, Features, Sampler, Explainer, Trainable)
 }
 METHODS = {
     "Classifier": "logits",
     "Density": "log_prob",
     "ClassDensity": "class_log_prob",
     "Detector": "ood_score",
+    "Features": "features",
     "Sampler": "sample",
     "Explainer": "heatmap",
     "Trainable": "fit",
 }
+OPTIONAL = frozenset({"Features"})
+"""Capabilities that a plugin declares where some of its models have them: whether one does is seen from its method,
+which a model without it sets to None. A threat cannot require them; it looks at the view it is given."""
 _DERIVED = {"ClassDensity": ("Classifier", "Density"), "Classifier": ("Detector",)}
 
 
@@ -121,6 +134,11 @@ def with_derived(capabilities: Iterable[str]) -> frozenset[str]:
     return frozenset(known)
 
 
+def offered(model: object, declared: Iterable[str]) -> frozenset[str]:
+    """The declared capabilities that this very model has: all of them, but for the optional ones it lacks."""
+    return frozenset(n for n in declared if n not in OPTIONAL or getattr(model, METHODS[n], None) is not None)
+
+
 def mismatches(model: object, declared: Iterable[str]) -> list[str]:
     """Where declared capabilities and implemented methods disagree, in both directions, one phrase each."""
     declared = frozenset(declared)
@@ -128,9 +146,12 @@ def mismatches(model: object, declared: Iterable[str]) -> list[str]:
     for name, method in METHODS.items():
         # Not isinstance(): a protocol of methods alone is content with a class that names them, whatever the value.
         lacking = [m for m in sorted(_members(PROTOCOLS[name])) if getattr(model, m, None) is None]
-        if name in declared and lacking:
+        found = getattr(model, method, None)
+        # Of an optional one, only a method counts: many a network keeps a submodule called `features`.
+        has = inspect.isroutine(found) if name in OPTIONAL else callable(found)
+        if name in declared and lacking and name not in OPTIONAL:
             problems.append(f"declares {name} but lacks {', '.join(lacking)}")
-        elif name not in declared and callable(getattr(model, method, None)):
+        elif name not in declared and has:
             problems.append(f"has a method {method}() but does not declare {name}")
     return problems
 

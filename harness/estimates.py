@@ -109,10 +109,12 @@ class Estimator:
         found = []
         for info in self._group_metrics:
             chosen = [c for c in cells if self._reader.columns(c.id).issuperset(info.columns)]
+            if not chosen:
+                continue
             try:
                 metric = self._group_metric(info)
                 members = [self._member(c, info.columns) for c in chosen]
-                summaries = metric.summarise(members, self._level) if members else ()
+                summaries = metric.summarise(members, self._level)
             except Exception as error:  # a number over several cells takes down none of them
                 summaries = [Summary("", tuple(c.id for c in chosen), undefined(0, one_line(error)))]
             for summary in summaries:
@@ -126,7 +128,8 @@ class Estimator:
         return metric
 
     def _member(self, c: CellManifest, columns: Sequence[str]) -> CellRows:
-        return CellRows(c.id, c.model, c.threat, c.plugin, c.dataset, self._reader.rows(c.id, columns), c.budget)
+        rows = self._reader.rows(c.id, columns)
+        return CellRows(c.id, c.model, c.threat, c.plugin, c.dataset, rows, c.budget, str(c.params.get("norm", "")))
 
     def _remembered(self, key: Sequence[Any], make: Any) -> dict[str, Any]:
         path = self._reader.folder / "estimates" / f"{digest_of([self._version, *key])[:24]}.json"

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,11 +113,12 @@ class Workbench:
         return self.models[key]
 
     def threat(self, task: ShardTask, facts: DatasetFacts) -> BuiltThreat:
-        key = repr(task.threat)
+        key = repr((task.threat, task.dataset))
         if key not in self.threats:
             entry = threat_entry(*task.threat, self.host)
             root, folder = _path(task.setting.data_root), Path(task.setting.suite_folder)
-            self.threats = {key: build_threat(entry, facts, self.host, root, folder)}
+            own = partial(self.dataset, task)
+            self.threats = {key: build_threat(entry, facts, self.host, root, folder, own)}
         return self.threats[key]
 
     def reference(self, task: ShardTask) -> Reference | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.arithmetic import fixed_arithmetic
-from harness.capabilities import METHODS, mismatches
+from harness.capabilities import METHODS, mismatches, offered
 from harness.checkpoints import file_digest
 from harness.datasets import Dataset, DatasetContext, DatasetFacts, DatasetSlice
 from harness.errors import HarnessError, ModelError, SuiteError, ThreatError
@@ -84,13 +84,18 @@ def build_model(entry: ModelEntry, facts: DatasetFacts, device: str, folder: Pat
     problems = mismatches(model, entry.info.capabilities)
     if problems:
         raise ModelError(f"{what}: plugin '{entry.info.name}' {'; '.join(problems)}")
-    return BuiltModel(model, entry.info.capabilities)
+    return BuiltModel(model, offered(model, entry.info.capabilities))
 
 
 def build_threat(
-    entry: ThreatEntry, facts: DatasetFacts, host: Host, data_root: Path | None, folder: Path
+    entry: ThreatEntry,
+    facts: DatasetFacts,
+    host: Host,
+    data_root: Path | None,
+    folder: Path,
+    own: Callable[[], DatasetSlice] | None = None,
 ) -> BuiltThreat:
-    """The threat, given a way to open other data sets.
+    """The threat, given a way to open other data sets, and by `own` the one that the suite evaluates.
 
     Raises:
         ThreatError: the factory raised, or the threat's budget is not the one that its options say.
@@ -102,11 +107,16 @@ def build_threat(
         opened.append(found.digest())
         return found
 
+    def open_own() -> DatasetSlice:
+        assert own is not None
+        found = own()
+        opened.append(found.digest())
+        return found
+
     what = f"threat '{entry.label}'"
     factory = resolve(entry.info.factory, what)
-    threat: Threat = _guarded(
-        lambda: factory(entry.options, ThreatContext(facts, open_other, folder)), what, ThreatError
-    )
+    context = ThreatContext(facts, open_other, folder, open_own if own else None)
+    threat: Threat = _guarded(lambda: factory(entry.options, context), what, ThreatError)
     budget = threat.budget
     if budget is not None and entry.budget is not None and not abs(budget.eps - entry.budget) <= BUDGET_TOLERANCE:
         raise ThreatError(

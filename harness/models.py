@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from harness.capabilities import DensityTag, with_derived
 from harness.errors import ModelError, ThreatError
 from harness.randomness import Draws, draws_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -19,9 +20,19 @@ if TYPE_CHECKING:
 
     from harness.datasets import DatasetFacts
 
+T = TypeVar("T")
 Purpose = Literal["attack", "eval"]
 DETECTOR_FPRS = (0.01, 0.05, 0.10)
 """Shares of clean images that a detector may reject, at which robust accuracy with rejection is reported."""
+CONFIDENCE_BINS: tuple[float, ...] = (
+    *(0.05 * k / 7 for k in range(7)),
+    *(0.05 + 0.06 * k for k in range(15)),
+    *(0.95 + 0.05 * k / 7 for k in range(7)),
+    1.0,
+)
+"""Edges of the bins in which probabilities are counted: 7 up to 0.05, 15 up to 0.95 and 7 up to 1, as the authors of
+IB-INN take them, because nearly all probabilities of many classes are close to 0 or to 1. A bin includes its lower
+edge, the last one both."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +52,17 @@ class ModelContext:
     folder: Path
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reference:
     """What a model says of clean images held out from the test: where thresholds and medians come from.
 
     Attributes:
-        columns: NumPy arrays of one length: `ood_score` (float64), and `log_prob` (nats) of a density.
+        columns: NumPy arrays of one length, as far as the model has them: `ood_score` (float64); `log_prob` (float64,
+            nats) of a density; `logits` (n, K) of a classifier; `features` (n, F); and always `label` (int64).
     """
 
     columns: Mapping[str, Any]
+    _made: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __getitem__(self, column: str) -> Any:
         """A column.
@@ -60,6 +73,16 @@ class Reference:
         if column not in self.columns:
             raise ThreatError(f"the model has no {column}, so there is none of held-out images")
         return self.columns[column]
+
+    def once(self, what: str, make: Callable[[Reference], T]) -> T:
+        """What `make` makes of these columns; made once for each `what`, so that many batches share a fitted detector.
+
+        The key must name all that the result depends on beside the columns, such as its device.
+        """
+        if what not in self._made:
+            self._made[what] = make(self)
+        made: T = self._made[what]
+        return made
 
     def ood_threshold(self, fpr: float) -> float:
         """The smallest held-out score above which at most a share `fpr` of the held-out images lies."""
@@ -164,6 +187,19 @@ class ModelView:
             return self._call("ood_score", x, draws, (x.shape[0],))
         return max_softmax(self.logits(x, draws))
 
+    def features(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        """(B, F) features, for a model that has the optional capability `Features`.
+
+        Raises:
+            ThreatError: this model has none.
+        """
+        if "Features" not in self._own:
+            raise ThreatError(
+                "the model exposes no features; name the layer (option features of plugin torch), or give it a method"
+                " features()"
+            )
+        return self._call("features", x, draws, (x.shape[0], -1))
+
     def sample(self, y: Tensor, draws: Draws) -> Tensor:
         """(B, C, H, W) in [0, 1]: one image of each class in `y`, from the streams of `draws`."""
         images: Tensor = self._model.sample(y, draws=draws)
@@ -208,8 +244,9 @@ class ModelView:
         out: Tensor = getattr(self._model, method)(x, **extra)
         if not hasattr(out, "requires_grad"):
             raise ModelError(f"{method}() returned a {type(out).__name__}, not a tensor of shape {shape}")
-        if tuple(out.shape) != shape:
-            raise ModelError(f"{method}() returned shape {tuple(out.shape)} for {x.shape[0]} images, not {shape}")
+        if out.ndim != len(shape) or any(n not in (-1, m) for n, m in zip(shape, out.shape, strict=True)):
+            wanted = str(shape).replace("-1", "any")
+            raise ModelError(f"{method}() returned shape {tuple(out.shape)} for {x.shape[0]} images, not {wanted}")
         self._forwards.add(draws.slots)
         if out.requires_grad and x.requires_grad:
             out.register_hook(lambda _: self._backwards.add(draws.slots))  # type: ignore[no-untyped-call]
@@ -253,8 +290,8 @@ class _Count:
 
 
 def refuse_nan(scores: Tensor, ids: Tensor, name: str, what: str) -> None:
-    """Raise a ModelError where scores (n,) are not a number: compared with a threshold they would say anything."""
-    bad = scores.isnan()
+    """Raise a ModelError where scores (n, ...) are not a number: compared with a threshold they would say anything."""
+    bad = scores.isnan().reshape(len(scores), -1).any(dim=1)
     if bad.any():
         first = int(ids[int(bad.nonzero()[0, 0])])
         raise ModelError(f"{name} is NaN for {int(bad.sum())} of {len(ids)} {what}, first sample {first}")
@@ -264,6 +301,16 @@ def split_top(logits: Tensor) -> tuple[Tensor, Tensor]:
     """The largest logit (B,) and all logits with that one masked by -inf (B, K)."""
     top, index = logits.max(dim=1)
     return top, logits.scatter(1, index[:, None], float("-inf"))
+
+
+def bits_per_dim(log_prob: Tensor, shape: Sequence[int], levels: int) -> Tensor:
+    """-log p(x) / (D ln 2) + log2(levels), bits per dimension, of densities `log_prob` (n,) in nats over [0, 1]^D.
+
+    Args:
+        shape: of an image, (C, H, W); D is the number of its entries.
+        levels: grey levels that the data set declares.
+    """
+    return -log_prob / (math.prod(shape) * math.log(2)) + math.log2(levels)
 
 
 def max_softmax(logits: Tensor) -> Tensor:

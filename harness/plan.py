@@ -172,7 +172,7 @@ def resolve(
     return Plan(
         suite=suite,
         facts=whole.facts,
-        cells=tuple(planned),
+        cells=tuple(_audited_by_replays(cell, planned) for cell in planned),
         auxiliary=(*layout.references.values(), *layout.probes.values()),
         skipped=tuple(cell for cell in cells if cell.skip),
         failed=tuple(failed),
@@ -183,6 +183,31 @@ def resolve(
 
 
 _Faults = dict[str, tuple[str, str]]  # name -> one line, and a traceback where it is of use
+
+
+def _audited_by_replays(cell: PlannedCell, cells: Sequence[PlannedCell]) -> PlannedCell:
+    """An attack with the replays of the same suite, in its own ball, as further probes.
+
+    An image that was found on another model and fools this one, where the attack on it found none, shows that the
+    attack failed: a gain in robust accuracy is then none.
+    """
+    threat = cell.cell.threat
+    if threat.budget is None or threat.info.name == auxiliary.REPLAY:
+        return cell
+    inside = [
+        other.cell
+        for other in cells
+        if other.cell.threat.info.name == auxiliary.REPLAY
+        and other.cell.model.name == cell.cell.model.name
+        and other.cell.threat.params["norm"] == threat.params.get("norm")
+        and (other.cell.threat.budget or 0.0) <= threat.budget
+    ]
+    # Of one run the largest ball holds all that the smaller ones do.
+    largest = {c.threat.params["run"]: c for c in sorted(inside, key=lambda c: c.threat.budget or 0.0)}
+    added = [
+        ProbeManifest("probe_transfer", "stronger", auxiliary.TRANSFER_ADVICE, cell=c.id) for c in largest.values()
+    ]
+    return replace(cell, probes=(*cell.probes, *added))
 
 
 def _model_digests(
@@ -213,11 +238,14 @@ class _ThreatInputs:
             HarnessError: the threat cannot be built.
         """
         if entry.label not in self._inputs:
-            built = build_threat(entry, self._facts, self._host, self._root, self._suite.folder)
+            built = build_threat(entry, self._facts, self._host, self._root, self._suite.folder, self._own)
             self._inputs[entry.label] = built.inputs
         if entry.info.name not in self._code:
             self._code[entry.info.name] = code_version(entry.info.factory)
         return {"code": self._code[entry.info.name], "inputs": self._inputs[entry.label]}
+
+    def _own(self) -> DatasetSlice:
+        return open_dataset(self._suite.dataset, self._host, self._root)
 
 
 def _fault(what: str, error: Exception) -> tuple[str, str]:

@@ -346,21 +346,27 @@ class _Driver:
         for progress in self.progress.values():
             if progress.planned.role != "cell" and not progress.missing:
                 progress.settled = True
-        # Smaller budgets first: what settles one may be all that the next has been waiting for.
-        for progress in sorted(self.progress.values(), key=lambda p: p.manifest.budget or 0.0):
-            cell = progress.manifest
-            waits_for = [*self._smaller(cell), *(self.progress[p.cell] for p in cell.probes if p.cell)]
-            if progress.settled or progress.missing or any(not p.settled for p in waits_for):
-                continue
-            progress.settled = True
-            try:
-                found = self.estimator.cell(cell, self.lost)
-            except HarnessError as error:
-                self._fail(cell, str(error), traceback.format_exc() if needs_trace(error) else "")
-                continue
-            except Exception as error:
-                self._fail(cell, one_line(error), traceback.format_exc())
-                continue
+        # What settles one may be all that another has been waiting for.
+        while ready := [p for p in self.progress.values() if self._is_ready(p)]:
+            for progress in ready:
+                progress.settled = True
+                self._estimate(progress.manifest)
+
+    def _is_ready(self, progress: _Progress) -> bool:
+        if progress.settled or progress.missing:
+            return False
+        cell = progress.manifest
+        waits_for = [*self._smaller(cell), *(self.progress[p.cell] for p in cell.probes if p.cell)]
+        return all(other.settled for other in waits_for)
+
+    def _estimate(self, cell: CellManifest) -> None:
+        try:
+            found = self.estimator.cell(cell, self.lost)
+        except HarnessError as error:
+            self._fail(cell, str(error), traceback.format_exc() if needs_trace(error) else "")
+        except Exception as error:
+            self._fail(cell, one_line(error), traceback.format_exc())
+        else:
             self._settle(cell_entry(cell, n=cell.samples, **found))
 
     def _smaller(self, cell: CellManifest) -> list[_Progress]:
@@ -374,8 +380,9 @@ class _Driver:
         entry = cell_entry(cell, status="failed", error=error, reliable=False)
         if trace:
             self.folder.write_error(entry["id"], trace)
+        if isinstance(cell, CellManifest):
+            self.lost[cell.id] = error  # those that it audits say so
         if isinstance(cell, CellManifest) and cell.role != "cell":
-            self.lost[cell.id] = error
             self.folder.journal("auxiliary_failed", cell=cell.id, error=error)
         else:
             self._settle(entry)

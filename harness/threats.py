@@ -37,11 +37,14 @@ class ThreatContext:
         data: facts of the data set (shape, classes, grey levels).
         open_dataset: opens another data set by its table, ``{"name": "mnist", "split": "test"}``.
         folder: folder of the suite file; relative paths in options start there.
+        open_own: opens the suite's data as its dataset table has them, whatever the threat's limit or `--limit`: for a
+            threat that pairs a sample with others. None outside the engine.
     """
 
     data: DatasetFacts
     open_dataset: Callable[[Mapping[str, Any]], DatasetSlice]
     folder: Path
+    open_own: Callable[[], DatasetSlice] | None = None
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,8 @@ def judge_probe(probe: str, judge: ProbeJudge, advice: str, rows: Rows, probe_ro
     count, n = _COUNTED[judge](rows, probe_rows)
     if not tells(judge, count, n):
         return Check(probe, True, "")
-    return Check(probe, False, f"{_SEEN[judge].format(count=count, n=n)}; {advice}")
+    name = probe.removeprefix("probe_").replace("_", " ")
+    return Check(probe, False, f"{_SEEN[judge].format(count=count, n=n, name=name)}; {advice}")
 
 
 def tells(judge: ProbeJudge, count: int, n: int) -> bool:
@@ -62,7 +63,7 @@ def _solved(rows: Rows, probe_rows: Rows) -> tuple[int, int]:  # noqa: ARG001 - 
 
 _COUNTED = {"stronger": _fooled_beyond, "unbounded": _standing, "guaranteed": _solved}
 _SEEN = {
-    "stronger": "the probe fooled {count} of {n} samples that the attack had left standing: the number is too high",
+    "stronger": "probe '{name}' fooled {count} of {n} samples that the attack left standing: the number is too high",
     "unbounded": "{count} of {n} samples withstood a budget that covers the image space, so the attack is blind",
     "guaranteed": "the attack found {count} of {n} adversarial images that are known to exist",
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,17 +19,22 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """One run's number; `difference` is to the first run, None for the first itself or with a `reason`."""
+    """One run's number; `difference` is to the first run, None for the first itself or with a `reason`.
+
+    `doubts`: what the audit holds against the run's cell, one sentence a check.
+    """
 
     estimate: dict[str, Any] | None
     difference: PairedDifference | None
     reason: str = ""
+    doubts: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         d = self.difference
         found = None if d is None else {key: getattr(d, key) for key in ("value", "low", "high", "n")}
         reason = {"reason": self.reason} if self.reason else {}
-        return {"estimate": self.estimate, "difference": found, **reason}
+        doubts = {"doubts": list(self.doubts)} if self.doubts else {}
+        return {"estimate": self.estimate, "difference": found, **reason, **doubts}
 
 
 @dataclass(frozen=True)
@@ -81,15 +86,25 @@ def compare(
     for cell in dict.fromkeys(id for side in sides for id in side):  # noqa: A001
         about = next(side[cell] for side in sides if cell in side)
         metrics = [side.get(cell, {}).get("metrics", {}) for side in sides]
+        doubts = [_doubts(side.get(cell, {})) for side in sides]
         for name in choose(dict.fromkeys(name for known in metrics for name in known)):
             first, *others = (known.get(name) for known in metrics)
-            compared = [ComparedRun(first, None)]
-            for pair, estimate in zip(pairs, others, strict=True):
+            compared = [ComparedRun(first, None, doubts=doubts[0])]
+            for pair, estimate, held in zip(pairs, others, doubts[1:], strict=True):
                 both = first is not None and estimate is not None
-                compared.append(ComparedRun(estimate, *(_difference(pair, host, cell, name) if both else (None, ""))))
+                difference, reason = _difference(pair, host, cell, name) if both else (None, "")
+                compared.append(ComparedRun(estimate, difference, reason, held))
             facts = {key: str(about[key]) for key in ("model", "threat", "dataset")}
             numbers.append(ComparedNumber(cell=cell, metric=name, runs=tuple(compared), **facts))
     return RunComparison(tuple(str(run.folder) for run in runs), level, tuple(numbers))
+
+
+def _doubts(cell: Mapping[str, Any]) -> tuple[str, ...]:
+    """What makes a cell's numbers unreliable."""
+    if cell.get("reliable", True):
+        return ()
+    failed = [str(check["message"]) for check in cell.get("audit") or [] if not check["ok"]]
+    return tuple(failed) or (str(cell.get("error") or "unreliable"),)
 
 
 def _difference(pair: RunPair, host: Host, cell: str, metric: str) -> tuple[PairedDifference | None, str]:

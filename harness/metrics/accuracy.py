@@ -92,24 +92,30 @@ class Proportion:
 class WorstCaseRobustAccuracy:
     """Share of samples, of those that all attacks saw, which a model classifies rightly under every attack.
 
-    Per model and data set, over two or more attack cells: a per-sample "and" over attacks, never the smallest of their
-    averages. The threat model is the union of the cells' budgets.
+    Per model, data set and norm, over two or more attack cells: a per-sample "and" over attacks, never the smallest of
+    their averages. The threat model is the largest budget of the norm; attacks without a budget (`unbounded`) are left
+    out beside such with one.
     """
 
     def summarise(self, cells: Sequence[CellRows], level: float) -> Sequence[Summary]:
-        groups: dict[tuple[str, str], list[CellRows]] = {}
+        groups: dict[tuple[str, str, str], list[CellRows]] = {}
         for cell in cells:
-            groups.setdefault((cell.model, cell.dataset), []).append(cell)
-        datasets = {cell.dataset for cell in cells}
-        return [
-            Summary(
-                subject=model if len(datasets) == 1 else f"{model} on {dataset}",
-                cells=tuple(cell.id for cell in group),
-                estimate=_worst_case([cell.rows for cell in group], level),
-            )
-            for (model, dataset), group in groups.items()
-            if len(group) > 1
-        ]
+            groups.setdefault((cell.model, cell.dataset, cell.norm), []).append(cell)
+        several = len({cell.dataset for cell in cells}) > 1
+        found = []
+        for (model, dataset, norm), group in groups.items():
+            budgets = [cell.budget for cell in group if cell.budget is not None]
+            members = [cell for cell in group if cell.budget is not None or not budgets]
+            if len(members) > 1:
+                about = [model, norm, f"eps {max(budgets):.4g}" if budgets else "", f"on {dataset}" if several else ""]
+                found.append(
+                    Summary(
+                        subject=" ".join(part for part in about if part),
+                        cells=tuple(cell.id for cell in members),
+                        estimate=_worst_case([cell.rows for cell in members], level),
+                    )
+                )
+        return found
 
 
 def _worst_case(attacks: Sequence[Rows], level: float) -> Estimate:

@@ -84,6 +84,7 @@ class CellRows:
     dataset: str
     rows: Rows
     budget: float | None = None  # value of the option that sets the attack's strength
+    norm: str = ""  # of an attack's budget
 
 
 @dataclass(frozen=True)

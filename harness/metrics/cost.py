@@ -14,7 +14,7 @@ from harness.statistics import cluster_sums, mean_difference, mean_interval
 
 @dataclass(frozen=True)
 class MeanCost:
-    """Mean of a counting column over rows, with a normal interval; rows of one ``sample_id`` are one cluster."""
+    """Mean of a counting column over rows, with a normal interval from 0 up; rows of one sample are a cluster."""
 
     column: str
 
@@ -24,7 +24,7 @@ class MeanCost:
         if n < 2:
             return {"": undefined(n, "fewer than two samples")}
         low, high = mean_interval(values, ids, level)
-        return {"": Estimate(float(values.mean()), low, high, n)}
+        return {"": Estimate(float(values.mean()), max(low, 0.0), high, n)}
 
     def difference(self, baseline: Rows, candidate: Rows, alpha: float) -> Mapping[str, PairedDifference]:
         before, after = self.estimate(baseline, 1 - alpha)[""], self.estimate(candidate, 1 - alpha)[""]

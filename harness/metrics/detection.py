@@ -1,23 +1,38 @@
 """How well a score tells out-of-distribution from in-distribution images.
 
 Rows hold `ood_score` (higher is more out-of-distribution) and `set`: "in", or the name of an out-of-distribution set.
-Estimates are keyed by the set's name, and by "" for the mean over the sets, which all share the images "in". A NaN
-score makes the numbers of its set undefined; infinite scores are fine. Images are the units: rows of one ``sample_id``
-are one image, also across sets (attacked against clean images).
+Estimates are keyed by the set's name, and by "" for the mean over the sets (as table 2 of the NCML paper averages),
+which all share the images "in". Where a column `score` names several scores, each is judged by itself: the keys of the
+first are those above, those of another are ``SET,SCORE`` and, for its mean over the sets, ``mean,SCORE``. A NaN score
+makes the numbers of its set undefined; infinite scores are fine. Images are the units: rows of one ``sample_id`` are
+one image, also across sets (attacked against clean images). n counts the rows of "in" and of the sets together.
 """
 
 from __future__ import annotations
 
-import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.metrics.base import Estimate, PairedDifference, Rows, finite_or_undefined, undefined
+from harness.metrics.detection_statistics import (
+    atom_limits,
+    aupr_in,
+    aupr_in_limits,
+    aupr_out,
+    aupr_out_limits,
+    detection_accuracy,
+    false_positive_rate,
+    fpr_id_limits,
+    fpr_ood_limits,
+    id_rejected,
+    tied_pairs,
+)
 from harness.metrics.paired import compared, incomparable
 from harness.statistics import (
     Difference,
@@ -25,13 +40,11 @@ from harness.statistics import (
     Interval,
     Statistic,
     Units,
-    atom_interval,
     auroc_components,
     auroc_difference,
     auroc_interval,
     bootstrap,
     bootstrap_difference,
-    clopper_pearson,
     normal_difference,
     once,
     sampling_units,
@@ -76,43 +89,79 @@ def problem(rows: Rows, groups: Groups) -> str:
     return f"{broken} of {groups.rows.size} ood_score values are NaN" if broken else ""
 
 
-class _OfSets(Protocol):
-    """What a detection metric implements for sets without a problem: one number for the mean, then one per set."""
-
-    def of_sets(self, rows: Rows, groups: Groups, level: float) -> list[Estimate]: ...
-
-    def changes(self, baseline: Rows, candidate: Rows, groups: Groups, alpha: float) -> list[Difference]: ...
-
-
-def _estimates(metric: _OfSets, rows: Rows, level: float) -> dict[str, Estimate]:
-    everything = groups_of(rows)
-    sound = {k: v for k, v in everything.outside.items() if not problem(rows, everything.alone(k))}
-    reason = problem(rows, everything)
-    out = {"": undefined(everything.rows.size, reason)}
-    for name in everything.outside:
-        alone = everything.alone(name)
-        out[name] = undefined(alone.rows.size, problem(rows, alone))
-    if sound:
-        total, *each = metric.of_sets(rows, Groups(everything.inside, sound), level)
-        out |= dict(zip(sound, each, strict=True))
-        if not reason:
-            out[""] = total
-    return out
+def by_score(rows: Rows) -> dict[str, NDArray[np.int64]]:
+    """The row numbers of each score, in the order in which the rows name them; all of them where no column does."""
+    if "score" not in rows:
+        return {"": np.arange(len(rows["ood_score"]))}
+    names = np.asarray(rows["score"]).astype(str)
+    distinct, first, code = np.unique(names, return_index=True, return_inverse=True)
+    return {str(distinct[k]): np.flatnonzero(code == k) for k in np.argsort(first)}
 
 
-def _differences(metric: _OfSets, baseline: Rows, candidate: Rows, alpha: float) -> dict[str, PairedDifference]:
-    before, after = _estimates(metric, baseline, 1 - alpha), _estimates(metric, candidate, 1 - alpha)
-    keys = [key for key in before if before[key].value is not None and after[key].value is not None]
-    out = {key: incomparable(before[key].n, before[key], after[key]) for key in before}
-    everything = groups_of(baseline)
-    sound = {k: v for k, v in everything.outside.items() if k in keys}
-    if sound:
-        groups = Groups(everything.inside, sound)
-        changes = metric.changes(baseline, candidate, groups, alpha)
-        for key, group, change in zip(("", *sound), groups.each, changes, strict=True):
-            if key in keys:
-                out[key] = compared(change, group.rows.size, before[key], after[key], alpha)
-    return out
+def keyed(variant: str, score: str, number: int) -> str:
+    """The key of a variant of the score of this number (0: the first)."""
+    return variant if number == 0 else f"{variant or 'mean'},{score}"
+
+
+def _part(rows: Rows, which: NDArray[np.int64]) -> Rows:
+    return {name: np.asarray(values)[which] for name, values in rows.items()}
+
+
+class Detection(ABC):
+    """A metric of sets and scores."""
+
+    @abstractmethod
+    def of_sets(self, rows: Rows, groups: Groups, level: float) -> list[Estimate]:
+        """Of one score and sets without a problem: the number for their mean, then one for each set."""
+
+    @abstractmethod
+    def changes(self, baseline: Rows, candidate: Rows, groups: Groups, alpha: float) -> list[Difference]:
+        """The differences of the numbers that `of_sets` gives."""
+
+    def estimate(self, rows: Rows, level: float) -> Mapping[str, Estimate]:
+        return {
+            keyed(variant, score, number): estimate
+            for number, (score, which) in enumerate(by_score(rows).items())
+            for variant, estimate in self._estimates(_part(rows, which), level).items()
+        }
+
+    def difference(self, baseline: Rows, candidate: Rows, alpha: float) -> Mapping[str, PairedDifference]:
+        return {
+            keyed(variant, score, number): change
+            for number, (score, which) in enumerate(by_score(baseline).items())
+            for variant, change in self._differences(_part(baseline, which), _part(candidate, which), alpha).items()
+        }
+
+    def _estimates(self, rows: Rows, level: float) -> dict[str, Estimate]:
+        """Of one score."""
+        everything = groups_of(rows)
+        sound = {k: v for k, v in everything.outside.items() if not problem(rows, everything.alone(k))}
+        reason = problem(rows, everything)
+        out = {"": undefined(everything.rows.size, reason)}
+        for name in everything.outside:
+            alone = everything.alone(name)
+            out[name] = undefined(alone.rows.size, problem(rows, alone))
+        if sound:
+            total, *each = self.of_sets(rows, Groups(everything.inside, sound), level)
+            out |= dict(zip(sound, each, strict=True))
+            if not reason:
+                out[""] = total
+        return out
+
+    def _differences(self, baseline: Rows, candidate: Rows, alpha: float) -> dict[str, PairedDifference]:
+        """Of one score."""
+        before, after = self._estimates(baseline, 1 - alpha), self._estimates(candidate, 1 - alpha)
+        keys = [key for key in before if before[key].value is not None and after[key].value is not None]
+        out = {key: incomparable(before[key].n, before[key], after[key]) for key in before}
+        everything = groups_of(baseline)
+        sound = {k: v for k, v in everything.outside.items() if k in keys}
+        if sound:
+            groups = Groups(everything.inside, sound)
+            changes = self.changes(baseline, candidate, groups, alpha)
+            for key, group, change in zip(("", *sound), groups.each, changes, strict=True):
+                if key in keys:
+                    out[key] = compared(change, group.rows.size, before[key], after[key], alpha)
+        return out
 
 
 def _scores(rows: Rows, groups: Groups) -> tuple[Floats, list[Floats]]:
@@ -121,14 +170,8 @@ def _scores(rows: Rows, groups: Groups) -> tuple[Floats, list[Floats]]:
 
 
 @dataclass(frozen=True)
-class Auroc:
+class Auroc(Detection):
     """Probability that an out-of-distribution image scores above one "in", ties counting half (DeLong intervals)."""
-
-    def estimate(self, rows: Rows, level: float) -> Mapping[str, Estimate]:
-        return _estimates(self, rows, level)
-
-    def difference(self, baseline: Rows, candidate: Rows, alpha: float) -> Mapping[str, PairedDifference]:
-        return _differences(self, baseline, candidate, alpha)
 
     def of_sets(self, rows: Rows, groups: Groups, level: float) -> list[Estimate]:
         out = []
@@ -151,84 +194,8 @@ class Auroc:
         ]
 
 
-def false_positive_rate(inside: Floats, outside: Floats, tpr: float = 0.95) -> Statistic:
-    """Share of out-of-distribution images accepted by a detector that accepts `tpr` of the images "in".
-
-    In-distribution is the positive class. An image is accepted when its score is at most t, and t is the smallest
-    score that accepts at least `tpr` of the images "in". Weights: rows "in" first, then the others.
-    """
-    order = np.argsort(inside, kind="stable")
-    ordered, n = inside[order], inside.size
-
-    def statistic(weights: NDArray[Any]) -> Floats:
-        counts = np.cumsum(weights[:, :n][:, order], axis=-1)
-        # Rounded before the ceiling: 0.95 * n in floating point may lie just above an integer.
-        least = np.ceil(np.round(tpr * counts[:, -1], 9))
-        threshold = ordered[[np.searchsorted(c, k) for c, k in zip(counts, least, strict=True)]]
-        out = weights[:, n:]
-        return np.asarray((out * (outside <= threshold[:, None])).sum(axis=-1) / out.sum(axis=-1))
-
-    return statistic
-
-
-def average_precision(negatives: Floats, positives: Floats, positives_first: bool = False) -> Statistic:
-    """Area under the precision-recall curve as a sum over thresholds, sum of (R_k - R_(k-1)) P_k, as in scikit-learn.
-
-    Tied scores share a threshold. Weights are ordered negatives, positives, or the other way with `positives_first`.
-    """
-    parts = (positives, negatives) if positives_first else (negatives, positives)
-    scores = np.concatenate(parts)
-    positive = np.concatenate([np.full(p.size, p is positives) for p in parts])
-    order = np.argsort(-scores, kind="stable")
-    ordered = scores[order]
-    ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
-    tied = ends.size < order.size
-    positive = positive[order].astype(np.int64)
-
-    def statistic(weights: NDArray[Any]) -> Floats:
-        drawn = weights.take(order, axis=-1)
-        hits = drawn * positive
-        found, passed = np.cumsum(hits, axis=-1), np.cumsum(drawn, axis=-1)
-        if tied:
-            found, passed = found[:, ends], passed[:, ends]
-            hits = np.diff(found, prepend=0, axis=-1)
-        precision = found / np.maximum(passed, 1, out=passed)
-        return np.asarray(np.einsum("bi,bi->b", hits, precision) / found[:, -1])
-
-    return statistic
-
-
-def saturated_average_precision(n: int, m: int, level: float) -> Interval:
-    """Interval of the average precision where n negatives and m positives were separated perfectly.
-
-    With confidence `level` at most a share q0 of negatives lies above the largest of n seen, and at most q1 of
-    positives below the smallest of m seen (Wilks's tolerance limits, 1941; half of the error each). The worst case
-    that this allows is q0 of the negatives above all positives and q1 of the positives below all negatives; with
-    precision r / (r + c) at recall r, c the negatives passed per positive, its area is what `low` is.
-    """
-    q0, q1 = (1 - ((1 - level) / 2) ** (1 / size) for size in (n, m))
-    ratio = n / m
-
-    def area(recall: float, c: float) -> float:
-        return recall - c * math.log1p(recall / c)
-
-    return Interval(area(1 - q1, ratio * q0) + area(1, ratio) - area(1 - q1, ratio), 1.0)
-
-
-def _fpr_limits(value: float, n: int, m: int, level: float) -> Interval:  # noqa: ARG001
-    return clopper_pearson(value * m, m, level)
-
-
-def _aupr_out_limits(value: float, n: int, m: int, level: float) -> Interval:
-    return saturated_average_precision(n, m, level) if value == 1 else atom_interval(value, min(n, m), level)
-
-
-def _aupr_in_limits(value: float, n: int, m: int, level: float) -> Interval:
-    return _aupr_out_limits(value, m, n, level)
-
-
 @dataclass(frozen=True)
-class Bootstrapped:
+class Bootstrapped(Detection):
     """The mean over the sets of a statistic of the scores, bootstrapped over images within "in" and within each set.
 
     A set that shares images with "in" is resampled together with it. `statistic` takes the scores "in" and those of a
@@ -238,12 +205,6 @@ class Bootstrapped:
 
     statistic: Callable[[Floats, Floats], Statistic]
     limits: Callable[[float, int, int, float], Interval]
-
-    def estimate(self, rows: Rows, level: float) -> Mapping[str, Estimate]:
-        return _estimates(self, rows, level)
-
-    def difference(self, baseline: Rows, candidate: Rows, alpha: float) -> Mapping[str, PairedDifference]:
-        return _differences(self, baseline, candidate, alpha)
 
     def of_sets(self, rows: Rows, groups: Groups, level: float) -> list[Estimate]:
         inside, sets = _scores(rows, groups)
@@ -257,6 +218,7 @@ class Bootstrapped:
             low, high = float(result.low[number]), float(result.high[number])
             if np.ptp(result.distribution[number]) < 1e-13:
                 low, high = limits
+            low, high = min(low, value), max(high, value)  # a largest value is larger still in resamples
             n = group.rows.size
             out.append(finite_or_undefined(value, low, high, n, "a resample has no value: too few images"))
         return out
@@ -293,15 +255,79 @@ def _units(rows: Rows, groups: Groups) -> Units:
     return sampling_units(ids[groups.rows], np.concatenate(strata))
 
 
-def _aupr_out(inside: Floats, outside: Floats) -> Statistic:
-    return average_precision(inside, outside)
+@dataclass(frozen=True)
+class ByDistance:
+    """The mean of a detection metric over the sets of each distance, "near" and "far" (as OpenOOD groups them).
+
+    Keys: the distance, for another than the first score ``DISTANCE,SCORE``. Column `distance` is empty for "in" and for
+    sets that are neither.
+    """
+
+    metric: Detection
+
+    def estimate(self, rows: Rows, level: float) -> Mapping[str, Estimate]:
+        return {
+            distance + variant.removeprefix("mean"): estimate
+            for distance, which in _distances(rows).items()
+            for variant, estimate in self.metric.estimate(_part(rows, which), level).items()
+            if _is_mean(variant)
+        }
+
+    def difference(self, baseline: Rows, candidate: Rows, alpha: float) -> Mapping[str, PairedDifference]:
+        return {
+            distance + variant.removeprefix("mean"): change
+            for distance, which in _distances(baseline).items()
+            for variant, change in self.metric.difference(
+                _part(baseline, which), _part(candidate, which), alpha
+            ).items()
+            if _is_mean(variant)
+        }
 
 
-def _aupr_in(inside: Floats, outside: Floats) -> Statistic:
-    return average_precision(-outside, -inside, positives_first=True)
+def _is_mean(variant: str) -> bool:
+    return variant == "" or variant.startswith("mean,")
+
+
+def _distances(rows: Rows) -> dict[str, NDArray[np.int64]]:
+    """The rows of "in" together with those of the sets of each distance."""
+    distance, inside = np.asarray(rows["distance"]).astype(str), np.asarray(rows["set"]).astype(str) == IN
+    named = np.unique(distance[~inside & (distance != "")])
+    return {str(name): np.flatnonzero(inside | (distance == name)) for name in named}
+
+
+@dataclass(frozen=True)
+class Prevalence(Detection):
+    """The share of out-of-distribution images among those that a set's numbers come from: the AUPR of a random score.
+
+    A fact of the test set, with no interval; the same for every score, so said of the first alone.
+    """
+
+    def estimate(self, rows: Rows, level: float) -> Mapping[str, Estimate]:
+        _, which = next(iter(by_score(rows).items()))
+        return self._estimates(_part(rows, which), level)
+
+    def difference(self, baseline: Rows, candidate: Rows, alpha: float) -> Mapping[str, PairedDifference]:
+        _, which = next(iter(by_score(baseline).items()))
+        return self._differences(_part(baseline, which), _part(candidate, which), alpha)
+
+    def of_sets(self, rows: Rows, groups: Groups, level: float) -> list[Estimate]:  # noqa: ARG002
+        shares = [rows.size / (rows.size + groups.inside.size) for rows in groups.outside.values()]
+        numbers = [float(np.mean(shares)), *shares]
+        return [Estimate(v, v, v, group.rows.size) for v, group in zip(numbers, groups.each, strict=True)]
+
+    def changes(self, baseline: Rows, candidate: Rows, groups: Groups, alpha: float) -> list[Difference]:
+        pairs = zip(self.of_sets(baseline, groups, 1 - alpha), self.of_sets(candidate, groups, 1 - alpha), strict=True)
+        changes = ((after.value or 0.0) - (before.value or 0.0) for before, after in pairs)
+        return [Difference(change, change, change, 1.0, 1.0) for change in changes]
 
 
 AUROC = Auroc()
-FPR_OOD_AT_95_TPR_ID = Bootstrapped(false_positive_rate, _fpr_limits)
-AUPR_OUT = Bootstrapped(_aupr_out, _aupr_out_limits)
-AUPR_IN = Bootstrapped(_aupr_in, _aupr_in_limits)
+AUROC_BY_DISTANCE = ByDistance(AUROC)
+FPR_OOD_AT_95_TPR_ID = Bootstrapped(false_positive_rate, fpr_ood_limits)
+FPR_OOD_AT_95_TPR_ID_BY_DISTANCE = ByDistance(FPR_OOD_AT_95_TPR_ID)
+FPR_ID_AT_95_TPR_OOD = Bootstrapped(id_rejected, fpr_id_limits)
+AUPR_OUT = Bootstrapped(aupr_out, aupr_out_limits)
+AUPR_IN = Bootstrapped(aupr_in, aupr_in_limits)
+AUPR_PREVALENCE = Prevalence()
+DETECTION_ACCURACY = Bootstrapped(detection_accuracy, atom_limits)
+TIED_SCORES = Bootstrapped(tied_pairs, atom_limits)

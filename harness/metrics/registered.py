@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from harness.info import MetricInfo
+from harness.metrics.registered_shifts import BIT_FLIP, CALIBRATION, CORRUPTION, DETECTION, INTERPOLATION
 
 _ATTACK = ("sample_id", "clean_correct", "success")
-_DETECTION = ("sample_id", "set", "ood_score")
 _ATTACKED = ("sample_id", "label", "clean_correct", "adversarial_prediction")
 
 METRICS: tuple[MetricInfo, ...] = (
@@ -77,38 +77,7 @@ METRICS: tuple[MetricInfo, ...] = (
         )
         for norm in ("linf", "l2")
     ),
-    MetricInfo(
-        name="auroc",
-        summary="area under the ROC curve, out-of-distribution against in-distribution, per set and their mean",
-        source="DeLong et al. 1988",
-        metric="harness.metrics.detection:AUROC",
-        columns=_DETECTION,
-        direction="higher",
-    ),
-    MetricInfo(
-        name="aupr_out",
-        summary="average precision with out-of-distribution as the positive class",
-        source="Hendrycks & Gimpel 2017",
-        metric="harness.metrics.detection:AUPR_OUT",
-        columns=_DETECTION,
-        direction="higher",
-    ),
-    MetricInfo(
-        name="aupr_in",
-        summary="average precision with in-distribution as the positive class",
-        source="Hendrycks & Gimpel 2017",
-        metric="harness.metrics.detection:AUPR_IN",
-        columns=_DETECTION,
-        direction="higher",
-    ),
-    MetricInfo(
-        name="fpr_ood_at_95_tpr_id",
-        summary="share of out-of-distribution images accepted by a detector that accepts 95 % of in-distribution ones",
-        source="Liang et al. 2018 (ODIN)",
-        metric="harness.metrics.detection:FPR_OOD_AT_95_TPR_ID",
-        columns=_DETECTION,
-        direction="lower",
-    ),
+    *DETECTION,
     *(
         MetricInfo(
             name=f"{column}_mean",
@@ -170,4 +139,8 @@ METRICS: tuple[MetricInfo, ...] = (
         direction="higher",
         scope="group",
     ),
+    *CALIBRATION,
+    *CORRUPTION,
+    *BIT_FLIP,
+    *INTERPOLATION,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -29,11 +29,15 @@ def compare_view(comparison: Mapping[str, Any]) -> RenderableType:
         if number > 1:
             table.add_column(f"{number} - 1", no_wrap=True)
     reasons: dict[str, None] = {}
+    doubts: dict[str, None] = {}
     for row in rows:
         threat = row["threat"] + (f" on {row['dataset']}" if several else "")
         texts = [visible(row["model"], 80), visible(threat, 120), heading(row["metric"])]
         for number, run in enumerate(row["runs"], start=1):
-            texts.append(interval(row["metric"], run["estimate"]) if run["estimate"] else "none")
+            number_text = interval(row["metric"], run["estimate"]) if run["estimate"] else "none"
+            texts.append(number_text + " UNRELIABLE" * bool(run.get("doubts") and run["estimate"]))
+            for doubt in run.get("doubts", ()):
+                doubts[f"run {number}, {visible(row['cell'], 200)}: {visible(doubt)}"] = None
             if number > 1:
                 texts.append(_difference(row["metric"], run["difference"]))
             if run.get("reason"):
@@ -43,8 +47,13 @@ def compare_view(comparison: Mapping[str, Any]) -> RenderableType:
         table.add_row(*(Text(text) for text in texts))
     runs = [Text(f"run {number}: {visible(folder)}") for number, folder in enumerate(comparison["runs"], start=1)]
     note = f"Shares in %, differences in points, paired by sample, {100 * comparison['level']:g} % intervals."
-    missing = [Text(""), Text("without a difference", style="bold yellow"), *(Text(f"  {r}") for r in reasons)]
-    return Group(*runs, Text(""), table, *(missing if reasons else ()), Text(""), Text(note, style="dim"))
+    blocks = [*_block("without a difference", reasons, "yellow"), *_block("unreliable", doubts, "red")]
+    return Group(*runs, Text(""), table, *blocks, Text(""), Text(note, style="dim"))
+
+
+def _block(title: str, lines: Iterable[str], colour: str) -> list[Text]:
+    told = [Text(f"  {line}") for line in lines]
+    return [Text(""), Text(title, style=f"bold {colour}"), *told] if told else []
 
 
 def _headlines(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from harness import checkpoints
-from harness.capabilities import mismatches
+from harness.capabilities import mismatches, offered
 from harness.datasets import DatasetSlice
 from harness.errors import HarnessError
 from harness.info import ModelInfo, resolve
@@ -30,7 +30,13 @@ BATCH_TOLERANCE = 1e-5
 PRECISION_NATS = 1e-2
 """Coarsest rounding of a log-likelihood that class differences survive."""
 
-_SCORES = {"Classifier": "logits", "Density": "log_prob", "ClassDensity": "class_log_prob", "Detector": "ood_score"}
+_SCORES = {
+    "Classifier": "logits",
+    "Density": "log_prob",
+    "ClassDensity": "class_log_prob",
+    "Detector": "ood_score",
+    "Features": "features",
+}
 Answers = dict[str, Tensor]
 
 
@@ -61,7 +67,7 @@ class ModelSubject:
         options = validated(self.info.options, self.options, owner)
         context = ModelContext(self.info.name, self.data.facts, self.device, self.folder)
         model = resolve(self.info.factory, owner)(options, context)
-        return BuiltModel(prepare(model, self.device), self.info.capabilities)
+        return BuiltModel(prepare(model, self.device), offered(model, self.info.capabilities))
 
     @cached_property
     def built(self) -> BuiltModel:

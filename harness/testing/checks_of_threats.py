@@ -19,7 +19,7 @@ from harness.datasets import DatasetSlice
 from harness.evaluate import Setting, ShardTask, evaluate_batch
 from harness.host import Host
 from harness.info import ThreatInfo
-from harness.judge import perturbation_norms
+from harness.judge import Judge, perturbation_norms
 from harness.loading import BUDGET_TOLERANCE, BuiltModel, BuiltThreat, build_threat
 from harness.models import ModelView
 from harness.randomness import Draws, draws_for
@@ -74,7 +74,8 @@ class ThreatSubject:
 
     @cached_property
     def checked(self) -> BuiltThreat:
-        return build_threat(self.entry, self.data.facts, self.host, self.data_root, self.folder)
+        own = self.data
+        return build_threat(self.entry, own.facts, self.host, self.data_root, self.folder, lambda: own)
 
     @property
     def threat(self) -> Threat:
@@ -102,7 +103,8 @@ class ThreatSubject:
                 clean = judge.logits(x)
         streams = draws_for(samples, seed, "threat", self.info.name)
         draws = WatchedDraws(streams.key, streams.ids, streams.slots, used=used)
-        return built.view(samples, seed, "attack"), Batch(x, y, samples, draws, clean)
+        shifted = Judge(built, x, y, samples, seed, None).shifted if self.threat.budget is None else None
+        return built.view(samples, seed, "attack"), Batch(x, y, samples, draws, clean, judge=shifted)
 
     def rows(
         self,

@@ -18,5 +18,6 @@ def register_threats(register: Callable[[ThreatInfo], None]) -> None:
             options="harness.backends.options:BackendOptions",
             requires=frozenset({"Classifier"}),
             budget_option="eps",
+            probes="harness.standard_probes:probes_of_ball",
         )
     )

@@ -10,7 +10,7 @@ from harness import ThreatInfo, hookimpl
 _BALL: dict[str, Any] = {
     "requires": frozenset({"Classifier"}),
     "budget_option": "eps",
-    "probes": "harness_attacks.probes:probes_of_ball",
+    "probes": "harness.standard_probes:probes_of_ball",
 }
 _CROCE_HEIN = "Croce & Hein 2020, Reliable evaluation of adversarial robustness with an ensemble of diverse attacks"
 

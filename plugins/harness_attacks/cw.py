@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from harness.errors import HarnessError, ThreatError
 from harness.judge import norm_of
 from harness.threats import Batch, Budget, Columns, ThreatContext
+from harness.typicality import Typicality
 from harness_attacks.attacked import randomness
 from harness_attacks.clean import certainty
 from harness_attacks.cw_options import CWOptions
 from harness_attacks.cw_search import Adam, Box, WeightSearch
 from harness_attacks.losses import Loss, margin_against, margin_of
 from harness_attacks.smallest import CONFIRMING_DRAWS, Kept, clearance, confirmed, settle
-from harness_attacks.typicality import Typicality
 
 if TYPE_CHECKING:
     from torch import Tensor

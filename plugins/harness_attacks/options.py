@@ -64,7 +64,9 @@ class PGDOptions(BallOptions):
     )
     eot: int = option(1, help="draws of a random model averaged for each gradient; others are asked once", ge=1)
     evade: Literal["none", "penalty", "selective", "orthogonal"] = option(
-        "none", help="how to get past the model's out-of-distribution score as well; none: ignore it"
+        "none",
+        help="how to get past the model's out-of-distribution score as well; none: ignore it. orthogonal finds nothing"
+        " where score and loss come from the same logits (max-softmax), because their gradients are parallel",
     )
     evade_weight: float = option(1.0, help="of the score in `penalty`, per distance from median to threshold", gt=0)
     evade_fpr: float = option(0.05, help="share of held-out clean images that the detector may reject", gt=0, lt=1)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+from harness_corruptions.levels import rounded, truncated
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +34,7 @@ class Corruption:
             the `number`-th of each name; None for a corruption without randomness.
         severities: parameters of severities 1 to 5 by table.
         grey: what it means for an image of one channel, in a few words; "" where nothing is special about it.
+        shared_draws: whether `draw` does not look at the parameters, so that what it draws serves every severity.
     """
 
     name: str
@@ -40,8 +43,30 @@ class Corruption:
     draw: Callable[[Draws, int, tuple[int, ...], Parameters], Drawn] | None
     severities: Mapping[Table, tuple[Parameters, ...]]
     grey: str = ""
+    shared_draws: bool = False
 
     @property
     def extra(self) -> bool:
         """Whether it is one of the four that mCE leaves out."""
         return self.group == "extra"
+
+    def at(
+        self, x: Tensor, severities: Sequence[int], table: Table, draws: Draws, *, compat: bool = False
+    ) -> Iterator[Tensor]:
+        """The images at each of some severities, in 8 bits: rounded, or, with `compat`, truncated as the original does.
+
+        An image meets the same random numbers at every severity.
+
+        Args:
+            x: float32 (n, C, H, W) in [0, 1], taken in 8 bits as well.
+            severities: of 1 to 5.
+            draws: the random streams of the n images.
+        """
+        x = rounded(x)
+        drawn: Drawn | None = None
+        for severity in severities:
+            parameters = self.severities[table][severity - 1]
+            if drawn is None or not self.shared_draws:
+                drawn = self.draw(draws, 0, tuple(x.shape[1:]), parameters) if self.draw else {}
+            images = self.apply(x, parameters, drawn, compat)
+            yield truncated(images) if compat else rounded(images)

@@ -84,8 +84,9 @@ def _flakes(native: Native) -> Sequence[Any]:
 
 def _crop(native: Native) -> Sequence[Any]:
     """Where the crop lies, as shares of what the texture, once it is scaled to cover the image, has to spare."""
-    from harness_corruptions.reference import package_folder
     from PIL import Image
+
+    from harness_corruptions.reference import package_folder
 
     which = int(float(native.drawn["texture"]) * 5)
     with Image.open(next((package_folder() / "frost").glob(f"frost{which + 1}.*"))) as texture:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,9 +15,10 @@ from pydantic import Field, field_validator
 
 from harness.datasets import DatasetFacts, Ints
 from harness.errors import HarnessError, MissingDataError, did_you_mean
-from harness.judge import norm_of
 from harness.options import Options, option
 from harness.threats import Batch, Budget, Columns, ThreatContext
+from harness_corruptions.catalogue import GROUPS
+from harness_corruptions.rows import joined, rows_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,13 +27,6 @@ if TYPE_CHECKING:
 
 Pixels = NDArray[np.uint8]
 SEVERITIES = (1, 2, 3, 4, 5)
-GROUPS: Mapping[str, str] = {
-    **dict.fromkeys(("gaussian_noise", "shot_noise", "impulse_noise"), "noise"),
-    **dict.fromkeys(("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"), "blur"),
-    **dict.fromkeys(("snow", "frost", "fog", "brightness"), "weather"),
-    **dict.fromkeys(("contrast", "elastic_transform", "pixelate", "jpeg_compression"), "digital"),
-}
-"""The 15 that mCE averages; anything else that a set holds is "extra"."""
 _IMAGES = {".jpeg", ".jpg", ".png"}
 _SPREAD = 64
 
@@ -94,42 +88,30 @@ class ReadyMadeCorruptions:
     is refused rather than scored.
 
     Columns, for every sample one row with corruption "none" and severity 0, its clean image, and one for every set:
-        sample_id, label: int64.
-        corruption: name of the file or folder. severity: int64. group: noise, blur, weather, digital, extra or none.
+        those of `harness_corruptions.rows.rows_of`.
         table: which benchmark's layout the files have: "cifar10-c", "imagenet-c" or "mnist-c".
         left_out: which of the 15 standard corruptions the folder does not hold; "" where none, or where the suite lists
             corruptions. A mean over corruptions is mCE only where this is empty.
-        changed_linf, changed_l2: float64, norms of the difference from the clean image.
-        and what the host says of the image: see `harness.threats.Batch.judge`.
     """
 
     budget: Budget | None = None
 
-    def __init__(self, found: Found, left_out: str) -> None:
+    def __init__(self, found: Found, left_out: str, levels: int) -> None:
         self.sets = found.sets
+        self.levels = levels
         self.table = found.table
         self.left_out = left_out
         self.files = found.files
         self.inputs = list(found.inputs)
 
-    def run(self, model: ModelView, batch: Batch) -> Columns:  # noqa: ARG002 - the host asks it
-        import torch
-
-        if batch.judge is None:
-            raise ValueError("ready-made-corruptions needs the host's judge")
+    def run(self, model: ModelView, batch: Batch) -> Columns:
         ids = batch.ids.cpu().numpy()
-        parts = [_rows(batch, batch.x, "none", 0)]
+        parts = [rows_of(model, batch, batch.x, "none", 0, self.levels)]
         for one in self.sets:
             _check_labels(one, ids, batch.y.cpu().numpy())
-            parts.append(_rows(batch, _images(one, ids, batch.x), one.corruption, one.severity))
-        columns = {
-            name: torch.cat([part[name] for part in parts])
-            if isinstance(parts[0][name], torch.Tensor)
-            else [value for part in parts for value in part[name]]
-            for name in parts[0]
-        }
-        rows = len(ids) * len(parts)
-        return {**columns, "table": [self.table] * rows, "left_out": [self.left_out] * rows}
+            images = _images(one, ids, batch.x)
+            parts.append(rows_of(model, batch, images, one.corruption, one.severity, self.levels))
+        return joined(parts, table=self.table, left_out=self.left_out)
 
 
 def build(options: ReadyMadeOptions, context: ThreatContext) -> ReadyMadeCorruptions:
@@ -146,7 +128,7 @@ def build(options: ReadyMadeOptions, context: ThreatContext) -> ReadyMadeCorrupt
     found = _found(folder, options, context.data)
     missing = {*GROUPS} - {one.corruption for one in found.sets} if options.corruptions is None else set()
     names = ", ".join(name for name in GROUPS if name in missing)
-    return ReadyMadeCorruptions(found, f"not in {folder.name}: {names}" if names else "")
+    return ReadyMadeCorruptions(found, f"not in {folder.name}: {names}" if names else "", context.data.levels)
 
 
 def _found(folder: Path, options: ReadyMadeOptions, data: DatasetFacts) -> Found:
@@ -327,21 +309,3 @@ def _check_labels(one: ReadyMadeSet, ids: Ints, y: Ints) -> None:
             f"{one.where}: image {first} has label {one.labels[first]}, the data set's sample {first} has"
             f" {y[wrong[0]]}: it is not the same test set, or not in the same order ({wrong.size} of {len(ids)} differ)"
         )
-
-
-def _rows(batch: Batch, images: Tensor, corruption: str, severity: int) -> dict[str, Any]:
-    import torch
-
-    if batch.judge is None:
-        raise ValueError("a shift needs the host's judge")
-    n, change = len(batch.ids), images - batch.x
-    return {
-        "sample_id": batch.ids,
-        "label": batch.y,
-        "corruption": [corruption] * n,
-        "severity": torch.full_like(batch.ids, severity),
-        "group": ["none" if not severity else GROUPS.get(corruption, "extra")] * n,
-        "changed_linf": norm_of(change, "linf").double(),
-        "changed_l2": norm_of(change, "l2").double(),
-        **batch.judge(images),
-    }

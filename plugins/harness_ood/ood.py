@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
-from pydantic import field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import ValidationInfo, field_validator
 
-from harness.errors import ModelError
-from harness.options import Options, option
+from harness.errors import ModelError, ThreatError, did_you_mean
+from harness.options import Options, option, problem
 from harness.threats import Batch, Budget, Columns, ThreatContext
+from harness_ood.other_data import OtherData, Resize, open_other
+from harness_ood.partners import Partners, partners_of
+from harness_ood.scores import ScoreName, needs_reference, score_all
+from harness_ood.sets import CHANGED, NOISE, on_levels
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from harness.models import ModelView
-    from harness.randomness import Draws
 
-SetName = Literal["uniform", "constant"]
+SetName = Literal[
+    "uniform",
+    "constant",
+    "gaussian",
+    "rademacher",
+    "blobs",
+    "interpolated",
+    "rotated",
+    "flipped",
+    "contrast",
+    "blurred",
+    "permuted",
+]
+IN = "in"
 
 
 class OODOptions(Options):
@@ -26,91 +45,207 @@ class OODOptions(Options):
 
     sets: tuple[SetName, ...] = option(
         ("uniform", "constant"),
-        help='"uniform": every pixel and channel a grey level at random; "constant": one random colour an image',
+        help='noise: "uniform", "constant" (one random colour an image), "gaussian", "rademacher" (black or white),'
+        ' "blobs"; the data changed: "interpolated" (the mean of two images), "rotated", "flipped" (upside down),'
+        ' "contrast" (0.3 of it), "blurred", "permuted" (pixels)',
     )
+    datasets: tuple[dict[str, Any], ...] = option(
+        (),
+        help='other data sets, written like dataset, with a key set to call it by: { name = "npz", set = "SVHN" }',
+    )
+    resize: Resize = option("none", help="how images of another size become the data's; none: they are refused")
+    near: tuple[str, ...] = option((), help="sets that lie near the data (OpenOOD): marked in the column distance")
+    far: tuple[str, ...] = option((), help="sets that lie far from the data")
+    scores: tuple[ScoreName, ...] = option((), help="out-of-distribution scores [the model's own, or max-softmax]")
 
-    @field_validator("sets")
+    @property
+    def uses_held_out(self) -> bool:
+        """Whether a score is made with images held out from the test."""
+        return needs_reference(self.scores)
+
+    @field_validator("sets", "near", "far", "scores")
     @classmethod
-    def _once_each(cls, sets: tuple[SetName, ...]) -> tuple[SetName, ...]:
-        if not sets:
-            raise PydanticCustomError("option", "no set is named: there is nothing to tell the data from")
-        twice = next((name for name in sets if sets.count(name) > 1), None)
+    def _once_each(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        twice = next((name for name in names if names.count(name) > 1), None)
         if twice:
-            raise PydanticCustomError("option", "{text}", {"text": f"'{twice}' is listed twice"})
-        return sets
+            raise problem(f"'{twice}' is listed twice")
+        return names
+
+    @field_validator("datasets")
+    @classmethod
+    def _told_apart(cls, tables: tuple[dict[str, Any], ...], info: ValidationInfo) -> tuple[dict[str, Any], ...]:
+        if not tables and info.data.get("sets") == ():
+            raise problem("no set is named, here or in sets: there is nothing to tell the data from")
+        names = [IN, *get_args(SetName)]
+        for table in tables:
+            if not isinstance(table.get("name"), str):
+                raise problem("every data set needs a name, such as { name = 'mnist', split = 'test' }")
+            if not isinstance(table.get("set", ""), str):
+                raise problem(f"the key set of data set '{table['name']}' is no text")
+            name = table.get("set", table["name"])
+            if name in names:
+                raise problem(f"two sets are called '{name}': name one of them otherwise, with its key set")
+            names.append(name)
+        return tables
+
+    @field_validator("near", "far")
+    @classmethod
+    def _among_the_sets(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        known = {*info.data.get("sets", ()), *(t.get("set", t.get("name")) for t in info.data.get("datasets", ()))}
+        for name in names:
+            if name not in known:
+                raise problem(f"'{name}' is none of the sets{did_you_mean(name, map(str, known))}")
+            if name in info.data.get("near", ()):
+                raise problem(f"'{name}' is near already")
+        return names
 
 
-class OOD:
-    """Rows of the data (`set` = "in") and of as many images of each set, all scored alike.
+class OODSet(NamedTuple):
+    """The images of one set that go with samples of a batch.
 
-    An image of a set is drawn from the random stream of the sample whose id it bears, at the data's own grey levels
-    (pixels are k / (levels - 1)), so that a score cannot tell it by its quantisation.
-
-    Columns:
-        sample_id: int64; in a set the number of the image there.
-        set: "in", or the set's name.
-        ood_score: float64, higher is more out-of-distribution.
-        score: which score that is, "own" or "max-softmax".
+    Attributes:
+        name: "in", or the set's.
+        x: float32 (n, C, H, W).
+        rows: int64 (n,), the places in the batch of the samples that they go with.
+        image: int64 (n,), what the images are called in their own data set.
+        size: how many images that data set has; 0 for a set that is made for every sample.
+        conversion: what was done to bring them to the data's shape and levels.
     """
 
-    budget: Budget | None = None
+    name: str
+    x: Tensor
+    rows: Tensor
+    image: Tensor
+    size: int = 0
+    conversion: str = ""
 
-    def __init__(self, sets: tuple[SetName, ...], levels: int) -> None:
-        self.sets = sets
-        self.levels = levels
+
+@dataclass(frozen=True)
+class OOD:
+    """Rows of the data (`set` = "in") and of the images of each set, all scored alike.
+
+    Images that are made come from the random stream of the sample whose id they bear; all lie on the data's own grey
+    levels. Image k of another data set goes with the k-th of the suite's samples (`own`, their ids in order): a set is
+    cut where the data are fewer, and has fewer rows where it is smaller.
+
+    Columns:
+        sample_id: int64; in a set that of the sample which the image goes with.
+        set: "in", or the set's name.
+        score: which score, "own" or "max-softmax" unless the option `scores` names some.
+        ood_score: float64, higher is more out-of-distribution.
+        distance: "near", "far" or "", as the options say.
+        image_id: int64, what the image is called in the data set that it comes from.
+        set_size: int64, how many images that data set has; 0 for a set that is made.
+        conversion: what was done to the image's size, channels and grey levels, in words.
+    """
+
+    sets: tuple[SetName, ...]
+    levels: int
+    others: tuple[OtherData, ...] = ()
+    own: NDArray[np.int64] | None = None
+    partners: Partners | None = None
+    scores: tuple[str, ...] = ()
+    distance: dict[str, str] = field(default_factory=dict)
+    budget: Budget | None = None
 
     def run(self, model: ModelView, batch: Batch) -> Columns:
         import torch
 
-        names = ["in", *self.sets]
-        scores = []
-        for name in names:
-            x = batch.x if name == "in" else SETS[name](batch.draws, tuple(batch.x.shape[1:]), self.levels)
-            # A random model answers for each set with a draw of its own, whichever sets are asked for.
-            draws = batch.draws.numbered(0 if name == "in" else 1 + list(SETS).index(name))
-            with torch.no_grad():
-                scores.append(_not_nan(model.ood_score(x, draws), name, batch.ids).double())
-        n = len(batch.ids)
-        return {
-            "sample_id": batch.ids.repeat(len(names)),
-            "set": [name for name in names for _ in range(n)],
-            "ood_score": torch.cat(scores),
-            "score": [model.ood_score_name] * (n * len(names)),
-        }
+        names = self.scores or (model.ood_score_name,)
+        parts: dict[str, list[Any]] = {}
+        for images in self._images(batch):
+            draws = batch.draws[images.rows].numbered(_draw_number(images.name))
+            scores = score_all(model, images.x, draws, names)
+            ids, n = batch.ids[images.rows], len(images.rows)
+            for name in names:
+                columns = {
+                    "sample_id": ids,
+                    "set": [images.name] * n,
+                    "score": [name] * n,
+                    "ood_score": _not_nan(scores[name].double(), name, images.name, ids),
+                    "distance": [self.distance.get(images.name, "")] * n,
+                    "image_id": images.image,
+                    "set_size": torch.full_like(ids, images.size),
+                    "conversion": [images.conversion] * n,
+                }
+                for column, values in columns.items():
+                    parts.setdefault(column, []).append(values)
+        return {name: _joined(values) for name, values in parts.items()}
 
+    def _images(self, batch: Batch) -> Iterator[OODSet]:
+        import torch
 
-def uniform_noise(draws: Draws, shape: tuple[int, ...], levels: int) -> Tensor:
-    """float32 (B, *shape), every entry one of `levels` grey levels in [0, 1], each as likely."""
-    return _grey(draws.integers("uniform", 0, shape, levels), levels)
+        everyone = torch.arange(len(batch.ids), device=batch.ids.device)
+        shape = tuple(batch.x.shape[1:])
+        yield OODSet(IN, batch.x, everyone, batch.ids)
+        for name in self.sets:
+            if name in NOISE:
+                x = NOISE[name](batch.draws, shape, self.levels)
+            elif name in CHANGED:
+                x = CHANGED[name](batch.x, batch.draws, self.levels)
+            else:
+                x = self._interpolated(batch)
+            yield OODSet(name, x, everyone, batch.ids)
+        for other in self.others:
+            places = self._places(batch.ids)
+            rows = everyone[places < len(other)]
+            if len(rows):
+                numbers = places[rows].cpu().numpy()
+                image = torch.from_numpy(other.ids(numbers)).to(batch.ids.device)
+                x = other.load(numbers, batch.x.device)
+                yield OODSet(other.name, x, rows, image, len(other), other.conversion)
 
+    def _places(self, ids: Tensor) -> Tensor:
+        """The place of each sample among the suite's, int64 (B,)."""
+        import torch
 
-def constant_colour(draws: Draws, shape: tuple[int, ...], levels: int) -> Tensor:
-    """float32 (B, *shape), each image of one colour: every channel at a grey level of its own, the same everywhere."""
-    channels, height, width = shape
-    colour = _grey(draws.integers("constant", 0, (channels, 1, 1), levels), levels)
-    return colour.expand(-1, -1, height, width).contiguous()
+        return ids if self.own is None else torch.searchsorted(torch.from_numpy(self.own).to(ids.device), ids)
 
+    def _interpolated(self, batch: Batch) -> Tensor:
+        """The mean of each image and its partner: the middle of the line between them, where it is furthest from both.
 
-SETS: dict[str, Callable[[Draws, tuple[int, ...], int], Tensor]] = {
-    "uniform": uniform_noise,
-    "constant": constant_colour,
-}
+        Du & Mordatch 2019; Hendrycks et al. 2019 (arithmetic mean of a random pair).
+        """
+        if self.partners is None:
+            raise ThreatError("set 'interpolated' needs the images to pair the batch's with")
+        return on_levels((batch.x.double() + self.partners.of(batch).x.double()) / 2, self.levels)
 
 
 def build(options: OODOptions, context: ThreatContext) -> OOD:
-    return OOD(options.sets, context.data.levels)
+    """The threat.
+
+    Raises:
+        HarnessError: a data set that cannot be opened, or whose images do not fit the data's.
+    """
+    near, far = dict.fromkeys(options.near, "near"), dict.fromkeys(options.far, "far")
+    return OOD(
+        sets=options.sets,
+        levels=context.data.levels,
+        others=tuple(open_other(table, options.resize, context) for table in options.datasets),
+        own=context.open_own().ids if context.open_own and options.datasets else None,
+        partners=partners_of(context) if "interpolated" in options.sets else None,
+        scores=options.scores,
+        distance={**near, **far},
+    )
 
 
-def _grey(level: Tensor, levels: int) -> Tensor:
-    return level.float().div_(levels - 1)
+def _draw_number(name: str) -> int:
+    """The draw with which a random model answers for a set: of its own, whichever other sets are asked for."""
+    made: Sequence[str] = (IN, *get_args(SetName))
+    return made.index(name) if name in made else len(made) + zlib.crc32(name.encode())
 
 
-def _not_nan(scores: Tensor, name: str, ids: Tensor) -> Tensor:
+def _joined(parts: Iterable[Any]) -> Any:
+    import torch
+
+    values = list(parts)
+    return [v for part in values for v in part] if isinstance(values[0], list) else torch.cat(values)
+
+
+def _not_nan(scores: Tensor, score: str, name: str, ids: Tensor) -> Tensor:
     bad = scores.isnan()
     if bool(bad.any()):
-        first: Any = ids[bad][0].item()
-        what = "the data" if name == "in" else f"set '{name}'"
-        raise ModelError(
-            f"ood_score() returned NaN for {int(bad.sum())} of {len(ids)} images of {what} (first: sample {first})"
-        )
+        what = "the data" if name == IN else f"set '{name}'"
+        first = int(ids[bad][0])
+        raise ModelError(f"score '{score}' is NaN for {int(bad.sum())} of {len(ids)} images of {what} (first: {first})")
     return scores

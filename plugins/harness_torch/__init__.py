@@ -14,7 +14,7 @@ def register_models(register: Callable[[ModelInfo], None]) -> None:
             name="torch",
             summary="any PyTorch classifier: a factory, a TorchScript or exported file, or a checkpoint",
             factory="harness_torch.model:build",
-            capabilities=frozenset({"Classifier", "Trainable"}),
+            capabilities=frozenset({"Classifier", "Features", "Trainable"}),
             options="harness_torch.options:TorchOptions",
             fit_options="harness_torch.options:FitRecipe",
         )

@@ -171,20 +171,30 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
         raise ModelError(f"{where} does not fit the model: {'; '.join(problems)}")
 
 
+def submodule(module: nn.Module, name: str, what: str) -> nn.Module:
+    """The submodule `name`; `what` asks for it, for messages.
+
+    Raises:
+        ModelError: there is none of this name.
+    """
+    steps: dict[str, nn.Module] = dict(module.named_modules())
+    if not name or name not in steps:
+        known = [step for step in steps if step]
+        near = did_you_mean(name, known)
+        raise ModelError(f"{what}: the module has no submodule '{name}'{near} (it has {_some(known)})")
+    return steps[name]
+
+
 def declare(module: nn.Module, name: str, surrogate: str) -> None:
     """Give the submodule `name` the gradient of a surrogate: "identity", or the callable behind a path.
 
     Raises:
         ModelError: no such submodule, or no such callable.
     """
-    steps = dict(module.named_modules())
-    if not name or name not in steps:
-        known = [step for step in steps if step]
-        near = did_you_mean(name, known)
-        raise ModelError(f"surrogates: the module has no submodule '{name}'{near} (it has {_some(known)})")
+    step = submodule(module, name, "surrogates")
     if surrogate != "identity" and ":" not in surrogate:
         raise ModelError(f'surrogates: \'{surrogate}\' is neither "identity" nor "package.module:callable"')
-    declare_surrogate(steps[name], None if surrogate == "identity" else load_factory(surrogate, "surrogate"))
+    declare_surrogate(step, None if surrogate == "identity" else load_factory(surrogate, "surrogate"))
 
 
 def load_program(path: Path, device: str) -> nn.Module:

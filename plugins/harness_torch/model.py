@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from harness_torch.loading import (
     make_module,
     one_line,
     read_weights,
+    submodule,
 )
 from harness_torch.options import FitRecipe, Normalize, TorchOptions
 
@@ -101,6 +103,15 @@ class TorchClassifier(nn.Module):
         """
         return self.checked(x)
 
+    @property
+    def features(self) -> Callable[..., Tensor] | None:
+        """Gives the features (B, F) of images: what leaves the submodule that option `features` names; else None.
+
+        Raises (when called):
+            ModelError: as `logits` does; or the submodule did not run, ran more than once, or gives no tensor (B, ...).
+        """
+        return self._features if self.source.options.features else None
+
     def fit(self, data: DatasetSlice, recipe: FitRecipe, session: FitSession) -> None:
         """Train the module anew (from the checkpoint, where the options name one) and write `session.out`."""
         from harness_torch.training import train
@@ -109,6 +120,25 @@ class TorchClassifier(nn.Module):
             raise ModelError(f"model '{self.name}': an exported file cannot be trained; give its factory")
         self.module = self.source.module(session.seed)
         train(self, data, recipe, session)
+
+    def _features(self, x: Tensor) -> Tensor:
+        name = self.source.options.features
+        assert name is not None  # or there is no method `features`
+        seen: list[Any] = []
+
+        def keep(_module: nn.Module, _given: Any, out: Any) -> None:
+            seen.append(out.clone() if isinstance(out, Tensor) else out)  # the next step may work in place
+
+        hook = submodule(self.module, name, "features").register_forward_hook(keep)
+        try:
+            self.checked(x)
+        finally:
+            hook.remove()
+        out = seen[0] if len(seen) == 1 else None
+        if not isinstance(out, Tensor) or out.ndim < 2 or out.shape[0] != x.shape[0]:
+            found = f"ran {len(seen)} times" if len(seen) != 1 else "gives no tensor (B, ...)"
+            raise ModelError(f"model '{self.name}': submodule '{name}' of option features {found} for a batch")
+        return out.mean(dim=(2, 3)) if out.ndim == 4 else out.flatten(1)
 
     def checked(self, x: Tensor) -> Tensor:
         """What `logits` returns and raises, with the randomness that happens to be there."""
@@ -144,13 +174,20 @@ class RandomTorchClassifier(TorchClassifier):
         """(B, K) logits of images (B, C, H, W), each a draw of its stream. Raises as for a deterministic module."""
         if not len(x):
             return x.new_zeros(0, self.num_classes)
+        return self._each(self.checked, x, draws)
+
+    def _features(self, x: Tensor, *, draws: Draws) -> Tensor:  # type: ignore[override]
+        return self._each(super()._features, x, draws)
+
+    def _each(self, ask: Callable[[Tensor], Tensor], x: Tensor, draws: Draws) -> Tensor:
+        """Answers for images one by one, torch's generator seeded from each image's stream."""
         words = draws.bits("torch.manual_seed", 0, (2,)).tolist()
         devices = [x.device] if x.device.type == "cuda" else []
         answers = []
         with torch.random.fork_rng(devices=devices):
             for image, (high, low) in zip(torch.split(x, 1), words, strict=True):
                 torch.manual_seed((high << 31) ^ low)
-                answers.append(self.checked(image))
+                answers.append(ask(image))
         return torch.cat(answers)
 
 
@@ -172,6 +209,8 @@ def build(options: TorchOptions, context: ModelContext) -> TorchClassifier:
             f"model '{context.name}': normalize has {channels} channels, images of '{context.data.name}' have"
             f" {context.data.shape[0]}"
         )
+    if source.options.features:
+        submodule(model.module, source.options.features, "features")
     model.num_classes = options.num_classes or _probe(model, context)
     return model
 

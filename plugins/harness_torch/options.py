@@ -55,6 +55,13 @@ class TorchOptions(Options):
         help='gradients for steps that have none (BPDA): submodule -> "identity", or "package.module:callable", a'
         " differentiable function of the step's input; answers stay as they are",
     )
+    features: str | None = option(
+        None,
+        help="submodule whose output are the model's features, for detectors that work on them: the layer before the"
+        ' last linear one, such as "avgpool" or "6"; maps (B, C, H, W) are averaged over space, anything else is'
+        " flattened",
+        min_length=1,
+    )
     num_classes: int | None = option(
         None, help="number of classes; without it one forward pass on a blank image tells", ge=1
     )
@@ -71,6 +78,8 @@ class TorchOptions(Options):
             raise PydanticCustomError("torch", "`factory_args` needs `factory`")
         if self.surrogates and self.file:
             raise PydanticCustomError("torch", "`surrogates` needs a `factory`: the steps of a `file` are fixed")
+        if self.features and self.file:
+            raise PydanticCustomError("torch", "`features` needs a `factory`: the steps of a `file` cannot be seen")
         if (self.key is not None or self.prefix is not None) and not self.checkpoint:
             raise PydanticCustomError("torch", "`key` and `prefix` need `checkpoint`")
         return self

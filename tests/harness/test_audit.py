@@ -243,7 +243,7 @@ def test_a_probe_that_fools_what_the_attack_did_not(more, flagged):
     message = verdict("stronger", probed(40), probed(40 - more))
     assert bool(message) == flagged
     if flagged:
-        assert message.startswith(f"the probe fooled {more} of 64 samples")
+        assert message.startswith(f"probe 'x' fooled {more} of 64 samples")
         assert message.endswith("; do this")
 
 

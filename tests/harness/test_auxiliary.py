@@ -8,11 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from harness.auxiliary import evenly
+from harness.auxiliary import HeldOutScores, evenly
 from harness.errors import HarnessError
 from harness.gating.judging import gate
+from harness.models import ModelView
+from harness.randomness import draws_for
 from harness.store import load_run
+from harness.threats import Batch
 
 PLUGIN = '''
 import torch
@@ -125,7 +129,7 @@ def test_a_probe_that_beats_the_attack_makes_its_number_unreliable(place: Any) -
     assert found["metrics"]["robust_accuracy"]["value"] == 1
     ok, message = checks(found)["again"]
     assert not ok
-    assert message.endswith("samples that the attack had left standing: the number is too high; use it")
+    assert message.endswith("samples that the attack left standing: the number is too high; use it")
     assert checks(found)["large"] == (True, "")
     assert not found["reliable"]
     assert "rare" not in checks(found)
@@ -285,3 +289,24 @@ def test_a_cell_and_its_probe_that_fail_together_do_not_make_a_run_incomplete(pl
     run = place.run()
     assert cell(run, "weak")["status"] == "failed"
     assert any(row.cell == cell(run, "weak")["id"] for row in gate(run, run).rows)
+
+
+def test_held_out_rows_hold_what_scores_are_made_with() -> None:
+    class Featured:
+        num_classes = 3
+
+        def logits(self, x: Any) -> Any:
+            return self.features(x) * 2
+
+        def features(self, x: Any) -> Any:
+            return x.sum(dim=(1, 2))
+
+    x = torch.rand(4, 1, 2, 3)
+    ids = torch.arange(4)
+    for capabilities, extra in (({"Classifier", "Features"}, {"features"}), ({"Classifier"}, set())):
+        view = ModelView(Featured(), capabilities, ids, 0, "attack")
+        batch = Batch(x, ids % 3, ids, draws_for(ids, 0, "t"), clean_logits=Featured().logits(x))
+        columns = HeldOutScores().run(view, batch)
+        assert set(columns) == {"ood_score", "logits", *extra}
+        assert torch.equal(columns["logits"], Featured().logits(x))
+    assert columns["ood_score"].dtype == torch.float64

@@ -7,7 +7,7 @@ import inspect
 import pytest
 
 from harness import capabilities
-from harness.capabilities import METHODS, PROTOCOLS, mismatches, with_derived
+from harness.capabilities import METHODS, OPTIONAL, PROTOCOLS, mismatches, offered, with_derived
 
 
 class Complete:
@@ -20,6 +20,7 @@ class Complete:
     def log_prob(self, x): ...
     def class_log_prob(self, x): ...
     def ood_score(self, x): ...
+    def features(self, x): ...
     def sample(self, y, *, draws): ...
     def heatmap(self, x, y): ...
     def fit(self, data, recipe, session): ...
@@ -59,11 +60,27 @@ def test_a_method_that_is_not_declared(name: str) -> None:
     assert problem == f"has a method {METHODS[name]}() but does not declare {name}"
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - OPTIONAL))
 def test_a_capability_that_is_not_implemented(name: str) -> None:
     lacking = type("Lacking", (Complete,), {METHODS[name]: property(lambda self: _absent())})()
     (problem,) = mismatches(lacking, METHODS)
     assert problem == f"declares {name} but lacks {METHODS[name]}"
+
+
+def test_an_optional_capability_is_one_that_some_models_of_a_plugin_lack() -> None:
+    lacking = type("Lacking", (Complete,), {"features": None})()
+    assert mismatches(lacking, METHODS) == []
+    assert offered(lacking, METHODS) == METHODS.keys() - {"Features"}
+    assert offered(Complete(), METHODS) == METHODS.keys()
+    assert offered(Complete(), {"Classifier"}) == {"Classifier"}
+
+
+def test_a_network_may_keep_a_submodule_of_the_name_of_an_optional_method() -> None:
+    class Layer:
+        def __call__(self, x): ...
+
+    network = type("Network", (Complete,), {"features": Layer()})()
+    assert mismatches(network, METHODS.keys() - {"Features"}) == []
 
 
 def _absent() -> None:

@@ -20,9 +20,18 @@ SHARED = "harness_diffusion"  # the one plugin that others build upon
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     # words, numbers and files that know nothing of the rest
-    ("_version", "arithmetic", "errors", "events", "options", "randomness", "statistics"),
-    ("info", "bpda", "checkpoints", "datasets", "gate_options", "option_problems", "suite_overrides"),
-    ("hookspecs", "training"),
+    ("_version", "arithmetic", "errors", "events", "options", "randomness", "statistics", "typicality"),
+    (
+        "info",
+        "bpda",
+        "checkpoints",
+        "datasets",
+        "gate_options",
+        "option_problems",
+        "standard_probes",
+        "suite_overrides",
+    ),
+    ("hookspecs", "standard_probes", "training"),
     # who can do what
     ("host", "capabilities"),
     ("models",),

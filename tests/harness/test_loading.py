@@ -120,6 +120,20 @@ def test_a_threat_may_open_other_data(facts: Any, tmp_path: Path, toys: Host) ->
 
     assert inputs(4) == inputs(4) != inputs(5)  # what it opened is part of what its rows are found by
 
+    def own(samples: int) -> str:
+        class Pairing:
+            budget = None
+
+            def __init__(self, options: Any, context: Any) -> None:
+                assert len(context.open_own()) == samples
+
+        info = ThreatInfo(name="x", summary="", factory=Pairing)
+        data = open_dataset(dataset_entry({"name": "toy", "samples": samples}, toys, "d"), toys, None)
+        entry = ThreatEntry("t", info, None, None, {})
+        return build_threat(entry, facts, toys, None, tmp_path, lambda: data).inputs
+
+    assert own(4) == own(4) != own(5)
+
     def mistaken(options: Any, context: Any) -> Any:
         return context.open_dataset({"name": "toy", "sampels": 4})
 

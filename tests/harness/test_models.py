@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import ModelError, ThreatError
-from harness.models import ModelView, prepare, split_top
+from harness.models import ModelView, Reference, prepare, refuse_nan, split_top
 from harness.randomness import Draws, draws_for
 
 IDS = torch.tensor([10, 11, 12, 13])
@@ -217,3 +217,44 @@ def test_split_top() -> None:
     assert others.logsumexp(dim=1).tolist() == pytest.approx(
         [math.log(math.exp(1) + math.exp(2)), math.log(math.exp(5) + 1)]
     )
+
+
+def test_features_are_asked_of_a_model_that_has_them() -> None:
+    class Featured(Linear):
+        def features(self, x: Tensor) -> Tensor:
+            return x.flatten(1)
+
+    v = view(Featured(), "Classifier", "Features")
+    assert torch.equal(v.features(images()), images().flatten(1))
+    assert v.forwards.tolist() == [1] * 4
+    with pytest.raises(ThreatError, match="exposes no features; name the layer"):
+        view(Featured()).features(images())
+
+    class Flat(Featured):
+        def features(self, x: Tensor) -> Tensor:
+            return x.sum(dim=(1, 2, 3))
+
+    with pytest.raises(ModelError, match=r"features\(\) returned shape \(4,\) for 4 images, not \(4, any\)"):
+        view(Flat(), "Features").features(images())
+
+
+def test_what_is_made_of_held_out_scores_is_made_once() -> None:
+    reference = Reference({"log_prob": [1.0, 2.0]})
+    made: list[str] = []
+
+    def total(held_out: Reference) -> float:
+        made.append("total")
+        return float(sum(held_out["log_prob"]))
+
+    assert [reference.once("total", total) for _ in range(3)] == [3.0] * 3
+    assert made == ["total"]
+    assert reference.once("other", lambda held_out: len(held_out["log_prob"])) == 2
+    assert Reference({"log_prob": [5.0]}).once("total", total) == 5.0
+
+
+def test_nan_in_any_entry_is_refused() -> None:
+    scores = torch.zeros(4, 2, 3)
+    refuse_nan(scores, IDS, "features", "images")
+    scores[2, 1, 0] = float("nan")
+    with pytest.raises(ModelError, match="features is NaN for 1 of 4 images, first sample 12"):
+        refuse_nan(scores, IDS, "features", "images")

@@ -161,7 +161,9 @@ def test_an_unknown_key_is_refused_at_every_level(text: str, expected: str, toys
         (HEAD + '[[threats]]\nplugin = "pgd"\neps = 0.1\nnorm = "l-inf"',
          "threats[0] (pgd) norm: Input should be 'linf', 'l2' or 'l1', not 'l-inf'; did you mean 'linf'?"),
         (HEAD + '[[threats]]\nplugin = "ood"\nsets = ["unifrm"]',
-         "threats[0] (ood) sets[0]: Input should be 'uniform' or 'constant', not 'unifrm'; did you mean 'uniform'?"),
+         "threats[0] (ood) sets[0]: Input should be 'uniform', 'constant', 'gaussian', 'rademacher', 'blobs',"
+         " 'interpolated', 'rotated', 'flipped', 'contrast', 'blurred' or 'permuted', not 'unifrm'; did you mean"
+         " 'uniform'?"),
         (HEAD + CLEAN + "limit = 0", "threats[0] (clean) limit: Input should be greater than or equal to 1, not 0"),
         (HEAD + '[[threats]]\nplugin = "pgd"\neps = []', "threats[0] (pgd) eps: an empty list makes no cells"),
         (HEAD + '[[threats]]\nplugin = "pgd"', "threats[0] (pgd) eps: missing"),

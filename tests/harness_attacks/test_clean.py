@@ -11,7 +11,7 @@ from scipy import stats
 from scipy.special import log_softmax
 from torch import Tensor
 
-from harness.models import ModelView
+from harness.models import ModelView, max_softmax
 from harness.randomness import draws_for
 from harness.threats import Batch
 
@@ -63,7 +63,11 @@ def test_a_plain_classifier_is_not_evaluated_again() -> None:
     model = Flow()
     view = ModelView(model, {"Classifier"}, torch.arange(6), 0, "attack")
     columns = Clean().run(view, batch_of(x, model.logits(x)))
-    assert set(columns) == {"confidence", "entropy", "negative_log_likelihood"}
+    binned = {"class_confidence_count", "class_confidence_sum"}
+    assert set(columns) == {"confidence", "entropy", "negative_log_likelihood", "ood_score", *binned}
+    assert torch.equal(columns["ood_score"], max_softmax(model.logits(x)))
+    assert columns["class_confidence_count"].sum(dim=1).tolist() == [2] * 6
+    torch.testing.assert_close(columns["class_confidence_sum"].sum(dim=1), torch.ones(6, dtype=torch.float64))
     assert view.forwards.tolist() == [0] * 6
 
 
@@ -76,6 +80,18 @@ def test_a_density_gives_its_log_likelihood() -> None:
     assert columns["log_prob"].dtype == torch.float64
     assert math.isclose(columns["confidence"][0], 0.5)
     assert view.forwards.tolist() == [1, 1]
+
+
+def test_a_detector_of_its_own_is_asked() -> None:
+    class Detecting(Flow):
+        def ood_score(self, x: Tensor) -> Tensor:
+            return x.amax(dim=(1, 2, 3))
+
+    x = torch.rand(3, 1, 2, 2)
+    view = ModelView(Detecting(), {"Classifier", "Detector"}, torch.arange(3), 0, "attack")
+    columns = Clean().run(view, batch_of(x, Flow().logits(x)))
+    assert torch.equal(columns["ood_score"], x.amax(dim=(1, 2, 3)).double())
+    assert view.forwards.tolist() == [1] * 3
 
 
 def test_a_density_that_is_no_classifier_has_its_log_likelihood_alone() -> None:

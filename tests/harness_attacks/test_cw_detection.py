@@ -10,7 +10,6 @@ import pytest
 import torch
 from harness_attacks.cw import CW
 from harness_attacks.cw_options import CWOptions
-from harness_attacks.typicality import Typicality
 from scipy.stats import multivariate_normal
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from harness.metrics.attacked_detection import (
 from harness.models import ModelView, Reference
 from harness.randomness import draws_for
 from harness.threats import Batch
+from harness.typicality import Typicality
 
 SHAPE, CLASSES, SD = (1, 5, 5), 4, 0.06
 DETECTION = (0.0, 0.1, 0.5)  # weights in nats that this density calls for, as 0, 66 and 1000 are those of ImageNet

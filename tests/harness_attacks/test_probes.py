@@ -12,10 +12,11 @@ import pytest
 import torch
 from harness_attacks.noise import NoiseOptions
 from harness_attacks.options import PGDOptions
-from harness_attacks.probes import FEW, probes_of, probes_of_ball
+from harness_attacks.probes import probes_of
 
 from harness.audit import audit
 from harness.info import resolve
+from harness.standard_probes import FEW, probes_of_ball
 from harness.testing.zoo import ZOO
 
 SWEEP = Path(__file__).parents[2] / "benchmarks" / "audit.py"

@@ -67,6 +67,20 @@ def test_the_union_counts_what_transfers(place: Any) -> None:
     assert own == 1
     assert shown < 0.5
     assert union["value"] <= shown
+    # The gate knows the attack's number alone: the audit withdraws it.
+    attack = cells(run, "pgd")[1]
+    (check,) = (check for check in attack["audit"] if check["check"] == "probe_transfer")
+    assert not check["ok"]
+    assert "another model" in check["message"]
+    assert not attack["reliable"]
+
+
+def test_what_transfers_no_better_than_the_attack_leaves_it_reliable(place: Any) -> None:
+    place.run(out=place.folder / "first")
+    run = place.run(replay=(place.folder / "first",))
+    for attack in cells(run, "pgd"):
+        (check,) = (check for check in attack["audit"] if check["check"] == "probe_transfer")
+        assert check["ok"]
 
 
 def test_a_replay_is_no_part_of_what_a_baseline_must_share(place: Any) -> None:

@@ -36,7 +36,7 @@ def test_digits_cnn(check: Any) -> None:
     check()
 
 
-@parametrize_with_checks(model_checks("torch", {"checkpoint": "builtin:digits-cnn-pgd"}))
+@parametrize_with_checks(model_checks("torch", {"checkpoint": "builtin:digits-cnn-pgd", "features": "6"}))
 def test_digits_cnn_pgd(check: Any) -> None:
     check()
 
@@ -46,6 +46,8 @@ def test_training_and_round_trip(check: Any) -> None:
     check()
 
 
-@parametrize_with_checks(model_checks("torch", {"factory": "nets_for_conformance:noisy", "random": True}))
+@parametrize_with_checks(
+    model_checks("torch", {"factory": "nets_for_conformance:noisy", "random": True, "features": "linear"})
+)
 def test_a_random_module(check: Any) -> None:
     check()

@@ -13,7 +13,7 @@ from harness_torch.model import RandomTorchClassifier, TorchClassifier, build
 from harness_torch.options import TorchOptions
 from torch import Tensor, nn
 
-from harness.capabilities import mismatches
+from harness.capabilities import mismatches, offered
 from harness.datasets import DatasetFacts
 from harness.errors import ModelError
 from harness.models import ModelContext, ModelView, prepare
@@ -32,11 +32,32 @@ class Stub(nn.Module):
     def forward(self, x):
         return self.answer(x)
 
+def convolutions():
+    return nn.Sequential(nn.Conv2d(2, 5, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(20, 3))
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.step, self.unused, self.both = nn.Linear(32, 32), nn.Linear(1, 1), Both()
+    def forward(self, x):
+        return self.both(self.step(self.step(x.flatten(1))))[0][:, :3]
+
+class Both(nn.Module):
+    def forward(self, x):
+        return x, x
+
 def linear():
     return nn.Sequential(nn.Flatten(), nn.Linear(32, 3))
 
 def noisy():
     return Stub(lambda x: x.flatten(1)[:, :3] + torch.randn(x.shape[0], 3))
+
+class Drops(nn.Module):
+    def forward(self, x):
+        return nn.functional.dropout(x, 0.5, training=True)
+
+def with_dropout():
+    return nn.Sequential(nn.Flatten(), Drops(), nn.Linear(32, 3))
 
 def with_batch_norm():
     return nn.Sequential(nn.BatchNorm2d(2), nn.Dropout(0.5), nn.Flatten(), nn.Linear(32, 3))
@@ -199,3 +220,61 @@ def test_networks_have_the_published_sizes() -> None:
     assert sum(isinstance(m, (nn.Conv2d, nn.Linear)) for m in net.modules()) == 20
     assert net(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
     assert digits_cnn()(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_features_are_what_leaves_the_layer_named(modules: Path) -> None:
+    x = torch.rand(3, 2, 4, 4)
+    plain = make(modules, "convolutions")
+    assert plain.features is None
+    assert mismatches(plain, {"Classifier", "Features", "Trainable"}) == []
+    assert "Features" not in offered(plain, {"Classifier", "Features"})
+    maps = plain.module[0]((x - 0.5) / 0.5)
+    for layer, wanted in (("0", maps.mean(dim=(2, 3))), ("2", maps.relu().flatten(1))):
+        model = make(modules, "convolutions", features=layer, normalize={"mean": [0.5], "std": [0.5]})
+        model.module.load_state_dict(plain.module.state_dict())
+        view = ModelView(model, offered(model, {"Classifier", "Features"}), torch.arange(3), 0, "eval")
+        torch.testing.assert_close(view.features(x), wanted)  # also where the next step works in place
+        assert view.forwards.tolist() == [1, 1, 1]
+        torch.testing.assert_close(model.logits(x), plain.module[3](maps.relu().flatten(1)))
+
+
+def test_features_of_the_shipped_networks() -> None:
+    digits = DatasetFacts("digits", (1, 8, 8), 17, tuple("0123456789"))
+    options = TorchOptions(checkpoint="builtin:digits-cnn", features="6")
+    model = build(options, ModelContext("cnn", digits, "cpu", Path()))
+    assert model.features is not None
+    x = torch.rand(4, 1, 8, 8)
+    features = model.features(x)
+    assert features.shape == (4, 32)
+    torch.testing.assert_close(model.module[7](features), model.logits(x))
+
+
+def test_a_random_module_gives_the_features_of_its_own_draw(modules: Path) -> None:
+    model = make(modules, "with_dropout", random=True, features="1")
+    x = torch.rand(4, 2, 4, 4)
+    view = ModelView(model, {"Classifier", "Features"}, torch.arange(4), 0, "eval")
+    features = view.features(x)
+    torch.testing.assert_close(model.module[2](features), view.logits(x))
+    index = torch.tensor([2])
+    draws = draws_for(torch.arange(4), 0, "model", "eval")[index]
+    assert torch.equal(view.features(x[index], draws), features[index])
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "line"),
+    [
+        ("Twice", "step", "submodule 'step' of option features ran 2 times for a batch"),
+        ("Twice", "unused", "submodule 'unused' of option features ran 0 times for a batch"),
+        ("Twice", "both", "submodule 'both' of option features gives no tensor (B, ...) for a batch"),
+        ("linear", "fc", "features: the module has no submodule 'fc' (it has 0, 1)"),
+    ],
+)
+def test_a_layer_that_gives_no_features(modules: Path, name: str, layer: str, line: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        make(modules, name, features=layer).features(torch.rand(2, 2, 4, 4))  # type: ignore[misc]
+    assert line in str(caught.value)
+
+
+def test_the_steps_of_a_file_cannot_be_seen() -> None:
+    with pytest.raises(ValueError, match="`features` needs a `factory`"):
+        TorchOptions.model_validate({"file": "model.pt2", "features": "fc"})

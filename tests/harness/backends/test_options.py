@@ -18,6 +18,7 @@ from harness.backends.options import (
     scaled_step,
 )
 from harness.errors import HarnessError
+from harness.standard_probes import probes_of_ball
 from harness.threats import Budget
 
 
@@ -99,3 +100,14 @@ def test_a_library_that_does_not_load_says_why(tmp_path: Any, monkeypatch: pytes
 def test_the_release_is_part_of_what_results_are_known_by() -> None:
     (file,) = release("pytest")
     assert "\nVersion: " in file.read_text(encoding="utf-8")
+
+
+def test_an_attack_with_a_budget_is_probed_in_its_own_ball() -> None:
+    probes = probes_of_ball(options(eps="8/255"))
+    assert {p.plugin for p in probes} == {"noise", "square", "pgd"}
+    assert all((p.table["norm"], p.table["eps"]) == ("l2", "8/255") for p in probes)
+
+
+@pytest.mark.parametrize("table", [{}, {"eps": 0}, {"eps": 0.1, "arguments": {"targeted": True}}])
+def test_without_a_ball_or_with_a_target_nothing_is_probed(table: dict[str, Any]) -> None:
+    assert probes_of_ball(options(**table)) == ()

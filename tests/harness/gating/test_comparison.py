@@ -70,3 +70,16 @@ def test_rows_are_paired_by_key() -> None:
     assert pair.unmatched == 1
     nothing = pair_rows(before, {**after, "kind": np.array(["z"] * 4)}, ("sample_id", "kind"))
     assert (nothing.baseline["x"].size, nothing.unmatched) == (0, 7)
+
+
+def test_unreliable_numbers_are_told(write_run: Any, attacked: Any, host: Host) -> None:
+    first = write_run("a", {PGD: attacked(400, 10, 40)})
+    second = write_run("b", {PGD: attacked(400, 10, 80)}, unreliable={PGD: "12 % of gradients are zero"})
+    document = compare([first, second], host).to_json()
+    one, two = by_metric(document)[PGD, "robust_accuracy"]
+    assert "doubts" not in one
+    assert two["doubts"] == ["12 % of gradients are zero"]
+    out = io.StringIO()
+    Console(file=out, width=300).print(compare_view(document))
+    assert out.getvalue().count("UNRELIABLE") >= 1
+    assert f"run 2, {PGD}: 12 % of gradients are zero" in out.getvalue()

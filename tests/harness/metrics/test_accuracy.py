@@ -100,8 +100,8 @@ def test_difference_of_success_rates_is_of_the_two_ratios_and_covers_zero():
     assert rejected / 300 <= 0.085
 
 
-def cell(name: str, r, model: str = "m", dataset: str = "d") -> CellRows:
-    return CellRows(f"{model}/{name}/{dataset}", model, name, name, dataset, r)
+def cell(name: str, r, model: str = "m", dataset: str = "d", budget=None, norm: str = "") -> CellRows:
+    return CellRows(f"{model}/{name}/{dataset}", model, name, name, dataset, r, budget, norm)
 
 
 def test_worst_case_joins_attacks_by_sample():
@@ -119,6 +119,20 @@ def test_worst_case_is_per_model_and_data_set_and_needs_two_attacks():
     cells = [cell("a", r, "x"), cell("b", r, "x"), cell("a", r, "y"), cell("a", r, "x", "e"), cell("b", r, "x", "e")]
     found = WORST_CASE_ROBUST_ACCURACY.summarise(cells, 0.95)
     assert [s.subject for s in found] == ["x on d", "x on e"]
+
+
+def test_worst_case_is_of_one_norm_and_its_largest_budget():
+    r = rows([1, 1], [0, 1])
+    cells = [
+        cell("a", r, budget=0.1, norm="linf"),
+        cell("b", r, budget=8 / 255, norm="linf"),
+        cell("unbounded", rows([1, 1], [1, 1]), norm="linf"),
+        cell("c", r, budget=0.5, norm="l2"),
+    ]
+    (summary,) = WORST_CASE_ROBUST_ACCURACY.summarise(cells, 0.95)
+    assert summary.subject == "m linf eps 0.1"
+    assert summary.cells == ("m/a/d", "m/b/d")
+    assert summary.estimate.value == 0.5
 
 
 def test_attacks_that_share_no_sample_have_no_worst_case():

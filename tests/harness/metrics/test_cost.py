@@ -46,3 +46,8 @@ def test_difference_is_paired():
 def test_one_sample_has_no_interval():
     assert FORWARDS_MEAN.estimate(rows([3]), 0.95)[""].value is None
     assert FORWARDS_MEAN.difference(rows([3]), rows([4]), 0.05)[""].value is None
+
+
+def test_no_number_of_evaluations_is_below_nothing() -> None:
+    estimate = FORWARDS_MEAN.estimate(rows(np.array([0, 0, 0, 100])), 0.95)[""]
+    assert estimate.low == 0

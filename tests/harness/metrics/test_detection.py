@@ -11,14 +11,27 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from harness.metrics.detection import (
     AUPR_IN,
     AUPR_OUT,
+    AUPR_PREVALENCE,
     AUROC,
+    AUROC_BY_DISTANCE,
+    DETECTION_ACCURACY,
+    FPR_ID_AT_95_TPR_OOD,
     FPR_OOD_AT_95_TPR_ID,
+    FPR_OOD_AT_95_TPR_ID_BY_DISTANCE,
+    TIED_SCORES,
+)
+from harness.metrics.detection_statistics import (
     average_precision,
+    detection_accuracy,
     false_positive_rate,
+    id_rejected,
+    roc_points,
     saturated_average_precision,
+    tied_pairs,
 )
 
-ALL = (AUROC, AUPR_OUT, AUPR_IN, FPR_OOD_AT_95_TPR_ID)
+ALL = (AUROC, AUPR_OUT, AUPR_IN, FPR_OOD_AT_95_TPR_ID, FPR_ID_AT_95_TPR_OOD, DETECTION_ACCURACY)
+RATES = (FPR_OOD_AT_95_TPR_ID, FPR_ID_AT_95_TPR_OOD)  # lower is better
 
 
 def rows(inside, **sets):
@@ -51,6 +64,33 @@ def test_point_values_are_scikit_learns_with_ties(inside, outside):
     )
     fpr, tpr, _ = roc_curve(1 - labels, -both, drop_intermediate=False)
     assert false_positive_rate(x, y)(once(x, y))[0] == pytest.approx(fpr[tpr >= 0.95 - 1e-12].min())
+    fpr, tpr, _ = roc_curve(labels, both, drop_intermediate=False)
+    assert id_rejected(x, y)(once(x, y))[0] == pytest.approx(fpr[tpr >= 0.95 - 1e-12].min())
+    assert detection_accuracy(x, y)(once(x, y))[0] == pytest.approx(((1 - fpr + tpr) / 2).max())
+    assert tied_pairs(x, y)(once(x, y))[0] == pytest.approx((x[:, None] == y).mean())
+
+
+@given(scores, scores)
+@settings(deadline=None)
+def test_the_points_of_a_small_roc_curve_are_scikit_learns(inside, outside):
+    x, y = np.array(inside, float), np.array(outside, float)
+    labels, both = np.r_[np.zeros(x.size), np.ones(y.size)], np.r_[x, y]
+    fpr, tpr = roc_points(x, y)
+    wanted = roc_curve(labels, both, drop_intermediate=False)
+    np.testing.assert_allclose(fpr, wanted[0])
+    np.testing.assert_allclose(tpr, wanted[1])
+
+
+def test_a_long_roc_curve_is_thinned_and_keeps_its_ends_and_area():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=3000), np.r_[rng.normal(1, 1, 5000), np.inf]
+    fpr, tpr = roc_points(x, y)
+    assert 150 < fpr.size <= 200
+    assert (fpr[0], tpr[0], fpr[-1], tpr[-1]) == (0, 0, 1, 1)
+    assert (np.diff(fpr) >= 0).all()
+    assert (np.diff(tpr) >= 0).all()
+    wanted = roc_auc_score(np.r_[np.zeros(3000), np.ones(5001)], np.r_[x, y[:-1], 1e9])
+    assert np.trapezoid(tpr, fpr) == pytest.approx(wanted, abs=2e-3)
 
 
 @given(scores, scores, st.integers(0, 2**32 - 1))
@@ -59,7 +99,7 @@ def test_weights_are_repetitions(inside, outside, seed):
     x, y = np.array(inside, float), np.array(outside, float)
     weights = np.random.default_rng(seed).integers(1, 4, x.size + y.size)
     wx, wy = np.repeat(x, weights[: x.size]), np.repeat(y, weights[x.size :])
-    for statistic in (false_positive_rate, average_precision):
+    for statistic in (false_positive_rate, average_precision, id_rejected, detection_accuracy, tied_pairs):
         assert statistic(x, y)(weights[None])[0] == pytest.approx(statistic(wx, wy)(once(wx, wy))[0])
 
 
@@ -84,9 +124,9 @@ def test_a_single_set_is_the_whole():
 @pytest.mark.parametrize("metric", ALL)
 def test_constant_scores_and_perfect_separation_keep_a_width(metric):
     constant = metric.estimate(rows(np.zeros(100), a=np.zeros(100)), 0.95)["a"]
-    assert constant.value == {AUROC: 0.5, FPR_OOD_AT_95_TPR_ID: 1.0}.get(metric, 0.5)
+    assert constant.value == (1.0 if metric in RATES else 0.5)
     perfect = metric.estimate(rows(np.zeros(100), a=np.ones(100)), 0.95)["a"]
-    assert perfect.value == (0 if metric is FPR_OOD_AT_95_TPR_ID else 1)
+    assert perfect.value == (0 if metric in RATES else 1)
     for estimate in (constant, perfect):
         assert estimate.low <= estimate.value <= estimate.high
         assert estimate.high - estimate.low > 0.02
@@ -105,6 +145,69 @@ def test_saturated_average_precision_bounds_the_worst_population_it_allows():
     assert high == 1
     assert low == pytest.approx(average_precision_score(labels, np.r_[x, y]), abs=1e-4)
     assert saturated_average_precision(10_000, 10_000, level).low > 0.99
+
+
+def test_ties_are_counted_and_no_ties_keep_a_width():
+    r = rows([0.0, 0, 1, 2], a=[0.0, 3, 3, 2], b=[5.0, 6])
+    found = TIED_SCORES.estimate(r, 0.95)
+    assert found["a"].value == pytest.approx(3 / 16)
+    assert (found["b"].value, found["b"].low) == (0, 0)
+    assert found["b"].high > 0.5  # two images show little
+    assert found[""].value == pytest.approx(3 / 32)
+
+
+def several(**shifts):
+    """The same images under two scores, named out of the alphabet's order."""
+    first, second = (normal_rows(seed, **shifts) for seed in (1, 2))
+    both = {name: np.concatenate([first[name], second[name]]) for name in first}
+    return first, second, {**both, "score": np.repeat(["own", "energy"], len(first["set"]))}
+
+
+@pytest.mark.parametrize("metric", [*ALL, TIED_SCORES])
+def test_each_score_is_judged_by_itself_and_the_first_keeps_its_names(metric):
+    first, second, both = several(near=0.5, far=2.0)
+    found = metric.estimate(both, 0.95)
+    assert set(found) == {"", "near", "far", "mean,energy", "near,energy", "far,energy"}
+    alone, other = metric.estimate(first, 0.95), metric.estimate(second, 0.95)
+    for variant in ("", "near", "far"):
+        assert found[variant] == alone[variant]
+        assert found[f"{variant or 'mean'},energy"] == other[variant]
+    one = {**first, "score": np.repeat("own", len(first["set"]))}
+    assert metric.estimate(one, 0.95) == alone
+    worse = {
+        **both,
+        "ood_score": both["ood_score"] - np.where(both["score"] == "energy", 0.4, 0) * (both["set"] != "in"),
+    }
+    changes = metric.difference(both, worse, 0.05)
+    assert changes["near"].value == 0
+    if metric is not TIED_SCORES:
+        assert changes["near,energy"].value != 0
+
+
+def test_sets_are_averaged_by_distance():
+    _, second, both = several(a=0.5, b=1.0, c=2.0, d=0.0)
+    distance = {"in": "", "a": "near", "b": "near", "c": "far", "d": ""}
+    both["distance"] = np.array([distance[name] for name in both["set"]])
+    for metric, of_sets in ((AUROC_BY_DISTANCE, AUROC), (FPR_OOD_AT_95_TPR_ID_BY_DISTANCE, FPR_OOD_AT_95_TPR_ID)):
+        found, each = metric.estimate(both, 0.95), of_sets.estimate(both, 0.95)
+        assert set(found) == {"near", "far", "near,energy", "far,energy"}
+        assert found["near"].value == pytest.approx((each["a"].value + each["b"].value) / 2)
+        assert found["far"].value == each["c"].value
+        assert found["near,energy"].value == pytest.approx((each["a,energy"].value + each["b,energy"].value) / 2)
+        assert set(metric.difference(both, both, 0.05)) == set(found)
+    second["distance"] = np.repeat("", len(second["set"]))
+    assert AUROC_BY_DISTANCE.estimate(second, 0.95) == {}
+
+
+def test_the_prevalence_that_an_aupr_has_to_beat():
+    _, _, both = several(a=0.5)
+    both = {name: values[:-100] for name, values in both.items()}
+    small = rows(np.zeros(300), a=np.zeros(100), b=np.zeros(500))
+    found = AUPR_PREVALENCE.estimate(small, 0.95)
+    assert {name: e.value for name, e in found.items()} == {"a": 0.25, "b": 0.625, "": 0.4375}
+    assert AUPR_PREVALENCE.estimate(both, 0.95).keys() == {"", "a"}
+    assert AUPR_OUT.estimate(small, 0.95)["a"].value == 0.25  # constant scores
+    assert AUPR_PREVALENCE.difference(small, small, 0.05)["a"].value == 0
 
 
 def test_nan_scores_undo_their_set_and_the_mean_only():
@@ -153,7 +256,7 @@ def test_differences_are_paired(metric):
     change = found["near"]
     assert change.value == pytest.approx(change.candidate.value - change.baseline.value)
     assert change.low <= change.value <= change.high
-    significant = change.p_increase if metric is FPR_OOD_AT_95_TPR_ID else change.p_decrease
+    significant = change.p_increase if metric in RATES else change.p_decrease
     assert significant < 0.01
     assert found["far"].value == 0
     assert found["far"].low < 0 < found["far"].high  # no image changed, and still not certain

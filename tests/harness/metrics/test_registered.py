@@ -23,6 +23,24 @@ COLUMNS = {
     "forwards": np.arange(2 * N) % 41,
     "backwards": np.arange(2 * N) % 40,
     "set": np.repeat(["in", "uniform"], N),
+    "score": np.repeat("own", 2 * N),
+    "held_out_log_prob": np.full(2 * N, -0.2),
+    "held_out_log_prob_error": np.full(2 * N, 0.1),
+    "distance": np.repeat(["", "far"], N),
+    "confidence": np.linspace(0.2, 0.9999, 2 * N),
+    "negative_log_likelihood": np.linspace(0.01, 2, 2 * N),
+    "class_confidence_count": np.tile(np.arange(29) % 5 == 0, (2 * N, 1)).astype(int),
+    "class_confidence_sum": np.tile(np.where(np.arange(29) % 5 == 0, 0.1, 0), (2 * N, 1)),
+    "corruption": np.repeat(["none", "fog"], N),
+    "severity": np.repeat([0, 3], N),
+    "pi": np.repeat([0.0, 1.0], N),
+    "t": np.repeat([0.0, 1.0], N),
+    "log_prob": np.cos(np.arange(2 * N)),
+    "delta_bits_per_dim": np.where(np.arange(2 * N) < N, 0.0, np.sin(np.arange(2 * N))),
+    "logit_change": np.where(np.arange(2 * N) < N, 0.0, np.arange(2 * N) % 7 / 5),
+    "correct": np.arange(2 * N) % 5 > 0,
+    "entropy": np.arange(2 * N) % 13 / 10,
+    "bits_per_dim": np.arange(2 * N) % 11 / 3,
     "ood_score": SCORES + np.repeat([0, 1], N),
     "robust_at_detector_fpr": (np.arange(2 * N) % 5)[:, None] > np.arange(1, 4),
     "clean_correct_mean": np.arange(2 * N) % 7 > 0,
@@ -35,6 +53,18 @@ COLUMNS = {
     **{f"clean_{score}": SCORES for score in ("ood_score", "one_tailed_score", "two_tailed_score")},
     **{f"adversarial_{score}": 0.8 * SCORES[::-1] for score in ("ood_score", "one_tailed_score", "two_tailed_score")},
 }
+
+
+def rows_for(info):
+    rows = {name: COLUMNS[name] for name in info.columns}
+    if info.columns[1] == "pi" or "t" in rows:
+        return {**rows, "sample_id": rows["sample_id"] % N}
+    if "corruption" in rows:  # the clean and the corrupted rows are the same images
+        return {**rows, "sample_id": rows["sample_id"] % N}
+    score = {"two_tailed_uniformity": "two-tailed", "held_out_likelihood_gap": "log-likelihood"}.get(info.name)
+    return {**rows, "score": np.repeat(score, 2 * N)} if score else rows
+
+
 CELL = [info for info in METRICS if info.scope == "cell"]
 
 
@@ -51,6 +81,35 @@ def test_names_are_those_of_the_design():
         "aupr_out": "higher",
         "aupr_in": "higher",
         "fpr_ood_at_95_tpr_id": "lower",
+        "auroc_by_distance": "higher",
+        "aupr_prevalence": "none",
+        "fpr_ood_at_95_tpr_id_by_distance": "lower",
+        "fpr_id_at_95_tpr_ood": "lower",
+        "detection_accuracy": "higher",
+        "tied_scores": "lower",
+        "two_tailed_uniformity": "lower",
+        "held_out_likelihood_gap": "none",
+        "likelihood_ratio_auroc": "higher",
+        "expected_calibration_error": "lower",
+        "maximum_calibration_error": "lower",
+        "overconfidence_error": "lower",
+        "aurc": "lower",
+        "corruption_accuracy": "higher",
+        "entropy_rise": "none",
+        "corruption_auroc": "higher",
+        "corruption_bits_per_dim": "none",
+        "mean_corruption_error": "lower",
+        "relative_mean_corruption_error": "lower",
+        "bits_per_dim": "lower",
+        "delta_bits_per_dim": "none",
+        "signed_delta_bits_per_dim": "none",
+        "bitflip_accuracy": "higher",
+        "bitflip_accuracy_change": "higher",
+        "bitflip_logit_change": "none",
+        "bitflip_auroc": "none",
+        "interpolation_log_prob_mean": "none",
+        "interpolation_log_prob_sd": "none",
+        "interpolation_convex_share": "higher",
         "robust_accuracy_at_detector_fpr": "higher",
         "clean_accuracy_by_mean": "higher",
         "robust_accuracy_by_mean": "higher",
@@ -69,7 +128,7 @@ def test_names_are_those_of_the_design():
 @pytest.mark.parametrize("info", CELL, ids=lambda info: info.name)
 def test_a_cell_metric_needs_only_its_columns(info):
     metric = resolve(info.metric, info.name)
-    rows = {name: COLUMNS[name] for name in info.columns}
+    rows = rows_for(info)
     estimates = metric.estimate(rows, 0.95)
     variant = "" if "" in estimates else next(iter(estimates))
     estimate = estimates[variant]
@@ -88,7 +147,7 @@ def test_a_cell_metric_needs_only_its_columns(info):
 def test_the_order_of_rows_does_not_matter(info):
     metric = resolve(info.metric, info.name)
     order = np.random.default_rng(1).permutation(2 * N)
-    rows = {name: COLUMNS[name] for name in info.columns}
+    rows = rows_for(info)
     first = metric.estimate(rows, 0.95)
     second = metric.estimate({name: column[order] for name, column in rows.items()}, 0.95)
     for key, estimate in first.items():
@@ -97,7 +156,7 @@ def test_the_order_of_rows_does_not_matter(info):
 
 
 def test_the_group_metric_needs_only_its_columns():
-    (info,) = (info for info in METRICS if info.scope == "group")
+    (info,) = (info for info in METRICS if info.scope == "group" and info.options is None)
     rows = {name: COLUMNS[name] for name in info.columns}
     cells = [CellRows(name, "m", name, "pgd", "d", rows) for name in "ab"]
     (summary,) = resolve(info.metric, info.name).summarise(cells, 0.95)

@@ -26,13 +26,18 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "noise": [{"norm": norm, "eps": eps, "images": 4} for norm, eps in (("linf", 0.2), ("l2", 0.5), ("l1", 3))],
     "unbounded": [{"attack": {"plugin": "pgd", "norm": "l2", "steps": 3}}],
     "binarised": [{"attack": {"plugin": "pgd", "norm": "linf", "eps": 0.1, "steps": 3}, "points": 8}],
-    "ood": [{}],
+    "ood": [{}, {"sets": ["interpolated", "rotated", "blurred"]}],
+    "interpolation": [{"points": 5}],
+    "bitflip": [{}, {"bit": 7, "off_grid": "round"}],
+    "corruptions": [{"corruptions": ["gaussian_noise", "glass_blur", "fog", "jpeg_compression"], "severities": [1, 5]}],
 }
+SHAPES = {"corruptions": (3, 9, 8)}  # 8 px is the least that they take
 ELSEWHERE = {
     "art": "tests/harness/backends, where ART is there",
     "foolbox": "tests/harness/backends, where Foolbox is there",
     "torchattacks": "tests/harness/backends, where torchattacks is there",
     "autoattack": "takes minutes on a random model: tests/harness_attacks/test_autoattack.py; its parts are here",
+    "ready-made-corruptions": "needs files: tests/harness_corruptions/test_ready_made.py",
     "replay": "needs a run: tests/harness_attacks/test_replay.py",
 }
 SHIPPED = {t.name for t in HOST.threats if "harness-robustness" in HOST.threats.owners[t.name].origin}
@@ -46,7 +51,7 @@ def test_every_shipped_threat_has_a_case() -> None:
     check
     for name, cases in CASES.items()
     for options in cases
-    for check in threat_checks(name, options, host=HOST, data=synthetic_data((3, 6, 5), 5))
+    for check in threat_checks(name, options, host=HOST, data=synthetic_data(SHAPES.get(name, (3, 6, 5)), 5))
 )
 def test_conformance(check: Check) -> None:
     check()
