@@ -36,6 +36,7 @@ from torch import Tensor
 from harness.datasets import DatasetFacts
 from harness.models import ModelContext, prepare
 from harness.randomness import Draws, draws_for
+from harness.statistics import mean_difference, paired_proportions
 
 Image = NDArray[np.uint8]
 TABLE: Table = "imagenet-c"
@@ -168,17 +169,16 @@ def both_seconds(one: Corruption, x: Image, measure: Measure) -> tuple[float, fl
 def truth(data: str, only: str, count: int, same_draws: bool, level: float = 0.95) -> None:
     """Accuracy of ResNet-20 on both backends' images, on the same random numbers or each on its own.
 
-    The same ones show what the code changes; own ones show that what is drawn is distributed alike, too, and are as
-    noisy as two runs of the original. A cell's interval is that of a mean of paired differences (-1, 0, 1), normal approximation.
+    The same ones show what the code changes; own ones show that what is drawn is distributed alike, too, and differ as
+    two runs of the original do. Intervals: `harness.statistics.paired_proportions`; of the grid's mean, over images.
     """
-    model = classifier(data)
+    model, alpha = classifier(data), (1 - level) / 2
     x, y = images(data, SMALL, count)
     labels, draws = torch.from_numpy(y), draws_for(torch.arange(count), 0, "truth")
-    z = float(torch.special.ndtri(torch.tensor(0.5 + level / 2, dtype=torch.float64)))
     print(f"ResNet-20, {count} lossless CIFAR-10 test images, clean {right(model, as_tensor(x), labels).mean():.2%}\n")
     print("| corruption | severity | ours | original | difference | interval |")
     print("|---|---|---|---|---|---|")
-    grid, widest, every = [], 0.0, []
+    cells = []
     for one in chosen(only, extra=False):
         for severity in SEVERITIES:
             corrupted, drawn = native(as_tensor(x), one, severity, draws)
@@ -187,23 +187,18 @@ def truth(data: str, only: str, count: int, same_draws: bool, level: float = 0.9
                 theirs = right(model, as_tensor(original(x, one, severity, drawn)), labels)
             else:
                 theirs = right(model, as_tensor(reference.corrupt(x, one.name, severity, draws)), labels)
-            paired = ours.astype(float) - theirs
-            middle, half = paired.mean(), z * paired.std(ddof=1) / math.sqrt(count)
-            grid.append(middle)
-            every.append(paired)
-            widest = max(widest, abs(middle - half), abs(middle + half))
+            cell = paired_proportions(int((theirs & ~ours).sum()), int((ours & ~theirs).sum()), count, alpha)
+            cells.append((cell, ours.astype(float) - theirs))
             print(
-                f"| {one.name} | {severity} | {ours.mean():.1%} | {theirs.mean():.1%} | {100 * middle:+.1f} |"
-                f" {100 * (middle - half):+.1f} to {100 * (middle + half):+.1f} |",
+                f"| {one.name} | {severity} | {ours.mean():.1%} | {theirs.mean():.1%} | {100 * cell.value:+.1f} |"
+                f" {100 * cell.low:+.1f} to {100 * cell.high:+.1f} |",
                 flush=True,
             )
-    # An image's cells go together: the interval of the grid's mean resamples images.
-    of_image = np.mean(every, axis=0)
-    half = z * of_image.std(ddof=1) / math.sqrt(count)
-    print(
-        f"\nMean over the grid {100 * np.mean(grid):+.2f} points ({100 * half:.2f} either way); the farthest end of a"
-    )
-    print(f"cell's interval is {100 * widest:.1f} points from 0.")
+    # An image's cells go together: the unit of the mean over the grid is the image.
+    grid = mean_difference(np.mean([of_image for _, of_image in cells], axis=0), alpha)
+    farthest = max(max(abs(cell.low), abs(cell.high)) for cell, _ in cells)
+    print(f"\nMean over the grid {100 * grid.value:+.2f} points, {100 * grid.low:+.2f} to {100 * grid.high:+.2f};")
+    print(f"the farthest end of a cell's interval is {100 * farthest:.1f} points from 0.")
 
 
 def right(model: Any, x: Tensor, labels: Tensor) -> NDArray[np.bool_]:
