@@ -16,7 +16,7 @@ import argparse
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from torch import Tensor
 from harness.datasets import DatasetFacts
 from harness.models import ModelContext, prepare
 from harness.randomness import Draws, draws_for
+from harness.statistics import mean_difference, paired_proportions
 
 Image = NDArray[np.uint8]
 TABLE: Table = "imagenet-c"
@@ -70,19 +71,22 @@ def chosen(only: str, extra: bool = True) -> list[Corruption]:
     return [one for one in every if only in one.name and (extra or not one.extra)]
 
 
-def differences(one: Corruption, severity: int, x: Image) -> tuple[int, float, int]:
-    """Largest and mean difference in grey levels, and how many entries differ by more than one."""
-    ours, drawn = native(as_tensor(x), one, severity, draws_for(torch.arange(len(x)), 0, "parity"))
-    theirs = np.empty_like(x)
-    parameters = one.severities[TABLE][severity - 1]
+def original(x: Image, one: Corruption, severity: int, drawn: dict[str, Tensor]) -> Image:
+    """The original's images on what ours drew."""
+    theirs, parameters = np.empty_like(x), one.severities[TABLE][severity - 1]
     for row, image in enumerate(x):
         if one.draw is None:
             theirs[row] = reference.run(image, one.name, severity)
         else:
-            mine = {name: values[row].numpy() for name, values in drawn.items()}
-            numbers = numbers_for(one.name, Native(mine, image, parameters))
-            theirs[row] = reference.fed(image, one.name, severity, numbers)
-    difference = np.abs(as_pixels(ours).astype(int) - theirs)
+            mine = Native({name: values[row].numpy() for name, values in drawn.items()}, image, parameters)
+            theirs[row] = reference.fed(image, one.name, severity, numbers_for(one.name, mine))
+    return theirs
+
+
+def differences(one: Corruption, severity: int, x: Image) -> tuple[int, float, int]:
+    """Largest and mean difference in grey levels, and how many entries differ by more than one."""
+    ours, drawn = native(as_tensor(x), one, severity, draws_for(torch.arange(len(x)), 0, "parity"))
+    difference = np.abs(as_pixels(ours).astype(int) - original(x, one, severity, drawn))
     return int(difference.max()), float(difference.mean()), int((difference > 1).sum())
 
 
@@ -162,51 +166,45 @@ def both_seconds(one: Corruption, x: Image, measure: Measure) -> tuple[float, fl
     return float(ours_least), float(theirs_least)
 
 
-def truth(data: str, only: str, count: int, level: float = 0.95) -> None:
-    """Accuracy of ResNet-20 on both backends' images, each on its own random numbers.
+def truth(data: str, only: str, count: int, same_draws: bool, level: float = 0.95) -> None:
+    """Accuracy of ResNet-20 on both backends' images, on the same random numbers or each on its own.
 
-    A cell's interval is that of a mean of paired differences (-1, 0, 1), normal approximation.
+    The same ones show what the code changes; own ones show that what is drawn is distributed alike, too, and differ as
+    two runs of the original do. Intervals: `harness.statistics.paired_proportions`; of the grid's mean, over images.
     """
-    model = classifier(data)
+    model, alpha = classifier(data), (1 - level) / 2
     x, y = images(data, SMALL, count)
     labels, draws = torch.from_numpy(y), draws_for(torch.arange(count), 0, "truth")
-    z = float(torch.special.ndtri(torch.tensor(0.5 + level / 2, dtype=torch.float64)))
     print(f"ResNet-20, {count} lossless CIFAR-10 test images, clean {right(model, as_tensor(x), labels).mean():.2%}\n")
     print("| corruption | severity | ours | original | difference | interval |")
     print("|---|---|---|---|---|---|")
-    grid, widest, every = [], 0.0, []
+    cells = []
     for one in chosen(only, extra=False):
         for severity in SEVERITIES:
-            ours = right(model, native(as_tensor(x), one, severity, draws)[0], labels)
-            corrupted = reference.corrupt(x, one.name, severity, draws)
-            theirs = right(model, as_tensor(corrupted), labels)
-            paired = ours.astype(float) - theirs
-            middle, half = paired.mean(), z * paired.std(ddof=1) / math.sqrt(count)
-            grid.append(middle)
-            every.append(paired)
-            widest = max(widest, abs(middle - half), abs(middle + half))
+            corrupted, drawn = native(as_tensor(x), one, severity, draws)
+            ours = right(model, corrupted, labels)
+            if same_draws:
+                theirs = right(model, as_tensor(original(x, one, severity, drawn)), labels)
+            else:
+                theirs = right(model, as_tensor(reference.corrupt(x, one.name, severity, draws)), labels)
+            cell = paired_proportions(int((theirs & ~ours).sum()), int((ours & ~theirs).sum()), count, alpha)
+            cells.append((cell, ours.astype(float) - theirs))
             print(
-                f"| {one.name} | {severity} | {ours.mean():.1%} | {theirs.mean():.1%} | {100 * middle:+.1f} |"
-                f" {100 * (middle - half):+.1f} to {100 * (middle + half):+.1f} |",
+                f"| {one.name} | {severity} | {ours.mean():.1%} | {theirs.mean():.1%} | {100 * cell.value:+.1f} |"
+                f" {100 * cell.low:+.1f} to {100 * cell.high:+.1f} |",
                 flush=True,
             )
-    # An image's cells go together: the interval of the grid's mean resamples images.
-    of_image = np.mean(every, axis=0)
-    half = z * of_image.std(ddof=1) / math.sqrt(count)
-    print(
-        f"\nMean over the grid {100 * np.mean(grid):+.2f} points ({100 * half:.2f} either way); the farthest end of a"
-    )
-    print(f"cell's interval is {100 * widest:.1f} points from 0.")
+    # An image's cells go together: the unit of the mean over the grid is the image.
+    grid = mean_difference(np.mean([of_image for _, of_image in cells], axis=0), alpha)
+    farthest = max(max(abs(cell.low), abs(cell.high)) for cell, _ in cells)
+    print(f"\nMean over the grid {100 * grid.value:+.2f} points, {100 * grid.low:+.2f} to {100 * grid.high:+.2f};")
+    print(f"the farthest end of a cell's interval is {100 * farthest:.1f} points from 0.")
 
 
 def right(model: Any, x: Tensor, labels: Tensor) -> NDArray[np.bool_]:
     with torch.no_grad():
-        return np.concatenate([answer.numpy() for answer in _right(model, x, labels)])
-
-
-def _right(model: Any, x: Tensor, labels: Tensor) -> Iterator[Tensor]:
-    for part, y in zip(x.split(250), labels.split(250), strict=True):
-        yield model.logits(part).argmax(dim=1) == y
+        answers = [model.logits(x[start : start + 250]).argmax(dim=1) for start in range(0, len(x), 250)]
+    return (torch.cat(answers) == labels).numpy()
 
 
 def classifier(data: str) -> Any:
@@ -230,6 +228,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="a part of the corruptions' names")
     parser.add_argument("--photos", type=int, help="images at 224 px (parity 20, speed 50)")
     parser.add_argument("--small", type=int, help="images at 32 px (parity 100, speed and truth 1000)")
+    parser.add_argument("--draws", choices=["same", "own"], default="same", help="of the two backends, for truth")
     parser.add_argument("--rounds", type=int, default=1, help="of the measurement of speed; the least counts")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="of the measurement of speed")
     parser.add_argument("--threads", type=int, default=2, help="of torch and of OpenCV")
@@ -249,7 +248,7 @@ def main() -> None:
         measure = Measure(clock, arguments.rounds, arguments.device, arguments.batch)
         speed(arguments.data, arguments.only, counts, measure)
     else:
-        truth(arguments.data, arguments.only, small or 1000)
+        truth(arguments.data, arguments.only, small or 1000, arguments.draws == "same")
 
 
 if __name__ == "__main__":
