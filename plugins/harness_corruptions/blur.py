@@ -10,8 +10,7 @@ import math
 from typing import TYPE_CHECKING
 
 from harness_corruptions.corruption import Corruption
-from harness_corruptions.filters import disk, gaussian, smear, zoomed_sum
-from harness_corruptions.levels import truncated
+from harness_corruptions.filters import disk, gaussian, gaussian_to_the_bit, smear, zoomed_sum
 from harness_corruptions.shuffle import origins
 
 if TYPE_CHECKING:
@@ -48,9 +47,12 @@ def glass_blur(x: Tensor, parameters: Parameters, drawn: Drawn, compat: bool) ->
     truncates to 8 bits after the first blur.
     """
     sigma, reach, _ = parameters
-    blurred = gaussian(x, sigma)
     if compat:
-        blurred = truncated(blurred)
+        # Exactly: a pixel that is a level off is copied about, blurred and truncated again, and ends up two levels off.
+        levels = (x.double() * 255).round_()
+        blurred = gaussian_to_the_bit(levels.div_(255), sigma).mul_(255).floor_().div_(255).to(x.dtype)
+    else:
+        blurred = gaussian(x, sigma)
     height, width = x.shape[-2:]
     origin = origins(drawn["dy"], drawn["dx"], (height, width), int(reach), copies=compat)
     shuffled = blurred.flatten(2).gather(2, origin[:, None].expand(-1, x.shape[1], -1)).view_as(x)
