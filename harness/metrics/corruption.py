@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from harness.metrics.accuracy import Mask, Proportion
 from harness.metrics.alexnet import NOISES, STANDARD
 from harness.metrics.base import Estimate, Metric, PairedDifference, Rows, undefined
-from harness.metrics.cost import MeanCost
+from harness.metrics.means import Mean
 from harness.metrics.paired import compared, incomparable
 from harness.statistics import AurocComponents, Floats, auroc_components, auroc_difference, auroc_interval
 
@@ -158,6 +158,6 @@ def _correct(rows: Rows) -> Mask:
 
 
 CORRUPTION_ACCURACY = ByCorruption(Proportion(_correct))
-ENTROPY_RISE = ByCorruption(MeanCost("change"), against_clean("entropy"))
-CORRUPTION_BITS_PER_DIM = ByCorruption(MeanCost("bits_per_dim"))
+ENTROPY_RISE = ByCorruption(Mean("change"), against_clean("entropy"))
+CORRUPTION_BITS_PER_DIM = ByCorruption(Mean("bits_per_dim"))
 CORRUPTION_AUROC = CorruptionAuroc()

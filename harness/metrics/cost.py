@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import numpy as np
-
-from harness.metrics.base import Estimate, PairedDifference, Rows, undefined
-from harness.metrics.paired import compared, incomparable
-from harness.statistics import cluster_sums, mean_difference, mean_interval
+from harness.metrics.base import Estimate, Rows
+from harness.metrics.means import Mean
 
 
 @dataclass(frozen=True)
-class MeanCost:
-    """Mean of a counting column over rows, with a normal interval from 0 up; rows of one sample are a cluster."""
+class MeanCost(Mean):
+    """Mean of a counting column over rows: as `Mean`, its interval from 0 up."""
 
-    column: str
-
-    def estimate(self, rows: Rows, level: float) -> Mapping[str, Estimate]:
-        values, ids = np.asarray(rows[self.column], dtype=float), np.asarray(rows["sample_id"])
-        n = int(np.unique(ids).size)
-        if n < 2:
-            return {"": undefined(n, "fewer than two samples")}
-        low, high = mean_interval(values, ids, level)
-        return {"": Estimate(float(values.mean()), max(low, 0.0), high, n)}
-
-    def difference(self, baseline: Rows, candidate: Rows, alpha: float) -> Mapping[str, PairedDifference]:
-        before, after = self.estimate(baseline, 1 - alpha)[""], self.estimate(candidate, 1 - alpha)[""]
-        if before.value is None or after.value is None:
-            return {"": incomparable(before.n, before, after)}
-        change = np.asarray(candidate[self.column], dtype=float) - np.asarray(baseline[self.column], dtype=float)
-        sums, sizes = cluster_sums(change, np.asarray(baseline["sample_id"]))
-        return {"": compared(mean_difference(sums / sizes.mean(), alpha), before.n, before, after, alpha)}
+    def _estimate(self, rows: Rows, level: float) -> Estimate:
+        found = super()._estimate(rows, level)
+        return found if found.low is None else replace(found, low=max(found.low, 0.0))
 
 
 FORWARDS_MEAN = MeanCost("forwards")

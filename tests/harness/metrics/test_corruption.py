@@ -270,3 +270,10 @@ def test_intervals_cover():
         found = value(mean_corruption_error, [cell("m", rows)])["m"].estimate
         hits += found.low <= truth <= found.high
     assert hits >= 25
+
+
+def test_a_mean_below_nothing_has_its_interval_around_it():
+    rows = rows_of(["fog"], (1,))
+    rows["bits_per_dim"] = rows["bits_per_dim"] - 10
+    estimate = CORRUPTION_BITS_PER_DIM.estimate(rows, 0.95)["fog"]
+    assert estimate.low < estimate.value < estimate.high < 0
