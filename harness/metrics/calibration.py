@@ -67,11 +67,15 @@ def top_label(rows: Rows) -> Bins:
 
 
 def _gaps(bins: Bins, sparse: int) -> Callable[[NDArray[Any]], tuple[Floats, Floats]]:
-    """Of weighted rows: |C - R| and the number of predictions of every bin, (B, bins) each; 0 for a sparse bin."""
+    """Of weighted rows: |C - R| and the number of predictions of every bin, (B, bins) each; 0 for a sparse bin.
+
+    Which bins are sparse is decided on the rows as they are, not on each resample.
+    """
+    filled = bins.predictions.sum(axis=0) > sparse
 
     def gaps(weights: NDArray[Any]) -> tuple[Floats, Floats]:
         counts, confidence, right = (weights.astype(float) @ part for part in bins)
-        counts = np.where(counts > sparse, counts, 0.0)
+        counts = np.where(filled, counts, 0.0)
         gap = np.divide(np.abs(confidence - right), counts, out=np.zeros_like(counts), where=counts > 0)
         return gap, counts
 
@@ -90,11 +94,13 @@ def expected(bins: Bins) -> Statistic:
 
 
 def maximum(bins: Bins) -> Statistic:
-    """The largest |C - R(C)| of the bins with more than 20 predictions (eq. 18); 0 where there is none."""
+    """The largest |C - R(C)| of the bins with more than 20 predictions (eq. 18); NaN where there is none."""
     gaps = _gaps(bins, _SPARSE)
+    none = not (bins.predictions.sum(axis=0) > _SPARSE).any()
 
     def statistic(weights: NDArray[Any]) -> Floats:
-        return np.asarray(gaps(weights)[0].max(axis=-1))
+        largest = gaps(weights)[0].max(axis=-1)
+        return np.full_like(largest, np.nan) if none else np.asarray(largest)
 
     return statistic
 
@@ -133,12 +139,16 @@ class CalibrationError:
             return undefined(n, "fewer than two samples")
         statistic = self.statistic(bins)
         value = float(statistic(once(len(bins.predictions)))[0])
+        if math.isnan(value):
+            return undefined(n, f"no bin holds more than {_SPARSE} predictions")
         result = bootstrap(statistic, sampling_units(np.asarray(rows["sample_id"])), level)
         if np.ptp(result.distribution) < 1e-13:
             low, high = atom_interval(value, n, level)
         else:
             raised = max(float(result.distribution.mean()) - value, 0.0)
-            low, high = float(result.low) - raised * (1 + 1 / (math.sqrt(2) - 1)), float(result.high) - raised
+            noise = raised / (math.sqrt(2) - 1)
+            low, high = float(result.low) - raised - noise, float(result.high) - raised
+            low = 0.0 if value <= noise else low  # noise alone makes as large an error
         return Estimate(value, min(max(low, 0.0), value), max(min(high, 1.0), value), n)
 
 

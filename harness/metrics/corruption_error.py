@@ -18,6 +18,7 @@ from harness.statistics import Floats, atom_interval, bootstrap, once, sampling_
 
 _NOTHING_LOST = "the reference loses nothing under a corruption"
 _IMAGENET = "imagefolder"  # the data set plugin that reads ImageNet
+_IMAGENET_C = "imagenet-c"
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ class MeanCorruptionError:
         n = int(np.unique(cell.rows["sample_id"]).size)
         if reason := lacking(cell.rows):
             return undefined(n, reason)
+        if partner is cell:
+            return Estimate(1.0, 1.0, 1.0, n)
         own = errors_of(cell.rows)
         if partner is not None:
             if reason := lacking(partner.rows):
@@ -91,6 +94,10 @@ class MeanCorruptionError:
                 f"AlexNet's published error rates are of ImageNet-C, not of {cell.dataset}; name a model of the suite"
                 " as [metrics.NAME] reference",
             )
+        tables = set(np.asarray(cell.rows["table"]).astype(str).tolist())
+        if tables != {_IMAGENET_C}:
+            reason = f"AlexNet's published error rates are of table {_IMAGENET_C}, not of {', '.join(tables)}"
+            return undefined(n, reason)
         return self._bootstrapped(own, None, level)
 
     def _bootstrapped(self, own: Errors, other: Errors | None, level: float) -> Estimate:

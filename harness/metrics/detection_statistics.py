@@ -32,7 +32,8 @@ def false_positive_rate(inside: Floats, outside: Floats, tpr: float = 0.95) -> S
         least = np.ceil(np.round(tpr * counts[:, -1], 9))
         threshold = ordered[[np.searchsorted(c, k) for c, k in zip(counts, least, strict=True)]]
         out = weights[:, n:]
-        return np.asarray((out * (outside <= threshold[:, None])).sum(axis=-1) / out.sum(axis=-1))
+        with np.errstate(invalid="ignore"):  # a resample without any image of the set
+            return np.asarray((out * (outside <= threshold[:, None])).sum(axis=-1) / out.sum(axis=-1))
 
     return statistic
 

@@ -1,4 +1,6 @@
-"""Do test images look like those held out from training? Two-tailed p-values, and the gap in likelihood.
+"""Do test images look like the reference ones? Two-tailed p-values, and the gap in likelihood.
+
+The reference images are what `ModelView.reference` was made of: 1,000 of the train split, or the suite's `heldout`.
 
 Both read the rows of in-distribution images (`set` "in") of an out-of-distribution cell with several scores, and say
 nothing where the score that they need is not among them.
@@ -58,9 +60,9 @@ def kolmogorov_distance(p_values: Floats) -> Statistic:
 class TwoTailedUniformity:
     """Distance from uniform of the two-tailed test's p-values of test images (Mackowiak et al. 2021, appendix A.1).
 
-    The p-value is twice the smaller share of held-out images that are less, or more, likely: twice the negated score
-    "two-tailed", at least 0. It is uniform where test images are like those held out. Interval by the bound of
-    Dvoretzky, Kiefer, Wolfowitz and Massart (1990); the held-out images, usually 1,000, are taken as given.
+    The p-value is twice the smaller share of reference images that are less, or more, likely: twice the negated score
+    "two-tailed", at least 0. It is uniform where test images are like those. Interval by the bound of Dvoretzky,
+    Kiefer, Wolfowitz and Massart (1990) for two samples: the n images and the `held_out_count` reference ones.
     """
 
     def estimate(self, rows: Rows, level: float) -> Mapping[str, Estimate]:
@@ -86,7 +88,8 @@ class TwoTailedUniformity:
         if n < 2 or np.isnan(p_values).any():
             return undefined(n, _TOO_FEW if n < 2 else "a score is NaN")
         value = float(kolmogorov_distance(p_values)(once(n))[0])
-        reach = math.sqrt(math.log(2 / (1 - level)) / (2 * n))
+        reference = int(np.asarray(rows["held_out_count"])[which[0]])
+        reach = math.sqrt(math.log(2 / (1 - level)) / 2 * (1 / n + 1 / reference))
         return Estimate(value, max(value - reach, 0.0), min(value + reach, 1.0), n)
 
 
@@ -96,10 +99,11 @@ def _p_values(rows: Rows, which: NDArray[np.int64]) -> Floats:
 
 @dataclass(frozen=True)
 class LikelihoodGap:
-    """Mean log p of test images less that of images held out from training, nats: below 0 where the model overfits.
+    """Mean log p of test images less that of the reference ones, nats.
 
-    The held-out mean and its standard error are columns `held_out_log_prob` and `held_out_log_prob_error`; normal
-    interval with the errors of both means.
+    Below 0 where the model overfits, if the reference images are of those it was trained on. Their mean and its
+    standard error are columns `held_out_log_prob` and `held_out_log_prob_error`; normal intervals with the errors of
+    all means, in a difference as if the two runs' reference means were independent: wide enough for any pairing.
     """
 
     def estimate(self, rows: Rows, level: float) -> Mapping[str, Estimate]:
@@ -125,7 +129,13 @@ class LikelihoodGap:
         if old.value is None or new.value is None:
             return {"": incomparable(old.n, old, new)}
         which = _inside(baseline, "log-likelihood")
-        change: Difference = mean_difference(self._change(candidate, which) - self._change(baseline, which), alpha)
+        moved = self._change(candidate, which) - self._change(baseline, which)
+        error = float(moved.std(ddof=1)) / math.sqrt(moved.size)
+        of_reference = (float(np.asarray(rows["held_out_log_prob_error"])[which[0]]) for rows in (baseline, candidate))
+        total = math.hypot(error, *of_reference)
+        if error > 0:  # contributions that have the whole error
+            moved = moved.mean() + (moved - moved.mean()) * (total / error)
+        change: Difference = mean_difference(moved, alpha)
         return {"": compared(change, old.n, old, new, alpha)}
 
     def _change(self, rows: Rows, which: NDArray[np.int64]) -> Floats:

@@ -39,8 +39,10 @@ class LikelihoodRatio:
             reason = f"no model '{self.background}' was scored by {_SCORE} on these sets"
             yield Summary(cell.model, (cell.id,), undefined(0, reason))
             return
+        several = len({(c.threat, c.dataset) for c in scored}) > 1
+        model = f"{cell.model} under {cell.threat} on {cell.dataset}" if several else cell.model
         for variant, estimate in ratio_estimates(cell.rows, partner.rows, level).items():
-            subject = f"{cell.model}, {variant}" if variant else cell.model
+            subject = f"{model}, {variant}" if variant else model
             yield Summary(subject, (cell.id, partner.id), estimate)
 
 

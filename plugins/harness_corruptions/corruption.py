@@ -55,7 +55,8 @@ class Corruption:
     ) -> Iterator[Tensor]:
         """The images at each of some severities, in 8 bits: rounded, or, with `compat`, truncated as the original does.
 
-        An image meets the same random numbers at every severity.
+        An image meets the same random numbers at every severity, where their number does not depend on it (as that of
+        snow and glass blur does).
 
         Args:
             x: float32 (n, C, H, W) in [0, 1], taken in 8 bits as well.

@@ -47,12 +47,17 @@ def texture(number: int) -> Tensor:
     problem = frost_problem()
     if problem:
         raise MissingDataError(problem)
+    with Image.open(texture_files()[number]) as image:
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float()
+
+
+def texture_files() -> tuple[Path, ...]:
+    """The files of the six textures; call it where `frost_problem` finds none."""
     # Found, not imported: its import fails on current versions of its dependencies.
     spec = importlib.util.find_spec("imagecorruptions")
     assert spec is not None
     assert spec.submodule_search_locations
-    with Image.open(Path(spec.submodule_search_locations[0]) / "frost" / FILES[number]) as image:
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float()
+    return tuple(Path(spec.submodule_search_locations[0]) / "frost" / name for name in FILES)
 
 
 class Textures(NamedTuple):

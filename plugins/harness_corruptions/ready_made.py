@@ -107,8 +107,9 @@ class ReadyMadeCorruptions:
     def run(self, model: ModelView, batch: Batch) -> Columns:
         ids = batch.ids.cpu().numpy()
         parts = [rows_of(model, batch, batch.x, "none", 0, self.levels)]
+        labels = batch.y.cpu().numpy()
         for one in self.sets:
-            _check_labels(one, ids, batch.y.cpu().numpy())
+            _check_labels(one, ids, labels)
             images = _images(one, ids, batch.x)
             parts.append(rows_of(model, batch, images, one.corruption, one.severity, self.levels))
         return joined(parts, table=self.table, left_out=self.left_out)
@@ -243,11 +244,12 @@ def _listed(root: Path, data: DatasetFacts) -> tuple[list[Path], Ints]:
 
 
 def _fingerprint(root: Path, paths: list[Path]) -> str:
-    """Digest of the images' names and number, and of the bytes of up to 64 of them, spread evenly.
+    """Digest of every image's name, size and time of change, and of the bytes of up to 64, spread evenly.
 
-    Not of all: a whole ImageNet-C holds 3.75 million files.
+    Not of all bytes: a whole ImageNet-C holds 3.75 million files.
     """
-    state = hashlib.sha256("\n".join(path.relative_to(root).as_posix() for path in paths).encode())
+    facts = ((path.relative_to(root).as_posix(), path.stat()) for path in paths)
+    state = hashlib.sha256("\n".join(f"{name} {s.st_size} {s.st_mtime_ns}" for name, s in facts).encode())
     for place in np.unique(np.linspace(0, len(paths) - 1, _SPREAD).astype(int)):
         state.update(paths[place].read_bytes())
     return state.hexdigest()

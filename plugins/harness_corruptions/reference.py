@@ -13,8 +13,10 @@ scikit-image's own; the code in its repository: one of numba's) follows the seed
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
+import importlib.metadata
 import importlib.util
 import inspect
 import sys
@@ -285,6 +287,22 @@ def package_folder() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise HarnessError(f"backend imagecorruptions is not installed; install it with: {INSTALL}")
     return Path(next(iter(spec.submodule_search_locations)))
+
+
+def library_files() -> tuple[Path, ...]:
+    """The files of the package that images depend on."""
+    folder = package_folder()
+    return (folder / "corruptions.py", *sorted((folder / "frost").glob("frost*")))
+
+
+def library_versions() -> dict[str, str]:
+    """Releases of what the package computes with."""
+    names = ("imagecorruptions", "numpy", "opencv-python-headless", "opencv-python", "pillow", "scikit-image", "scipy")
+    found = {}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import field_validator, model_validator
@@ -9,6 +10,7 @@ from pydantic import field_validator, model_validator
 from harness.errors import HarnessError, MissingDataError, ThreatError, did_you_mean
 from harness.options import Options, option, problem
 from harness.threats import Batch, Budget, Columns, ThreatContext
+from harness_corruptions import frost, reference
 from harness_corruptions.catalogue import (
     ALL,
     COLOURED,
@@ -101,7 +103,8 @@ class Corruptions:
     """Rows of the clean images (`corruption` "none", `severity` 0) and of each corruption and severity.
 
     Images are taken in 8 bits and corrupted ones are given back in 8 bits. An image meets the same random numbers at
-    every severity of a corruption, whichever others are asked for, so that severities compare like with like.
+    every severity of a corruption (of snow and glass blur as far as their fields have one size), whichever others are
+    asked for, so that severities compare like with like.
 
     Columns:
         those of `harness_corruptions.rows.rows_of`.
@@ -110,7 +113,7 @@ class Corruptions:
             else "". A mean over corruptions is mCE only where this is empty.
 
     Attributes:
-        inputs: what the rows depend on beside the options.
+        files, inputs: what the rows depend on beside the options.
     """
 
     budget: Budget | None = None
@@ -128,7 +131,8 @@ class Corruptions:
         self.names = names
         self.left_out = "; ".join(left_out.values())
         self.table: Table = table
-        self.inputs = {"corruptions": names, "table": table}
+        self.inputs: dict[str, Any] = {"corruptions": names, "table": table}
+        self.files: tuple[Path, ...] = ()
 
     def run(self, model: ModelView, batch: Batch) -> Columns:
         import torch
@@ -163,10 +167,8 @@ def by_library(x: Tensor, name: str, severity: int, draws: Draws) -> Tensor:
     """Images (n, C, H, W) corrupted by the package imagecorruptions."""
     import torch
 
-    from harness_corruptions.reference import corrupt
-
     images = (x * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
-    found = torch.from_numpy(corrupt(images, name, severity, draws)).permute(0, 3, 1, 2)
+    found = torch.from_numpy(reference.corrupt(images, name, severity, draws)).permute(0, 3, 1, 2)
     return found.contiguous().to(x.device, x.dtype).div_(255)
 
 
@@ -189,21 +191,23 @@ def build(options: CorruptionsOptions, context: ThreatContext) -> Corruptions:
     table = options.table or ("imagenet-c" if library else default_table(height, width))
     if library:
         _check_library(context.data)
-        return Corruptions(options, names, {}, table, context.data.levels)
+        made = Corruptions(options, names, {}, table, context.data.levels)
+        made.files, made.inputs = reference.library_files(), {**made.inputs, "versions": reference.library_versions()}
+        return made
     left_out = _missing(names)
     if left_out and not isinstance(options.corruptions, str):
         raise MissingDataError("; ".join(left_out.values()))
     there = tuple(name for name in names if name not in left_out)
-    return Corruptions(options, there, left_out, table, context.data.levels)
+    made = Corruptions(options, there, left_out, table, context.data.levels)
+    made.files = frost.texture_files() if "frost" in there else ()
+    return made
 
 
 def _missing(names: tuple[str, ...]) -> Mapping[str, str]:
     """Corruptions that cannot be made here, and why."""
     if "frost" not in names:
         return {}
-    from harness_corruptions.frost import frost_problem
-
-    why = frost_problem()
+    why = frost.frost_problem()
     return {"frost": why} if why else {}
 
 
@@ -231,6 +235,4 @@ def _check_library(data: DatasetFacts) -> None:
     """Corrupts one black image, so that a missing package is known before the run."""
     import numpy as np
 
-    from harness_corruptions.reference import corrupt
-
-    corrupt(np.zeros((1, *data.shape[1:], data.shape[0]), dtype=np.uint8), "contrast", 1, None)
+    reference.corrupt(np.zeros((1, *data.shape[1:], data.shape[0]), dtype=np.uint8), "contrast", 1, None)

@@ -42,6 +42,8 @@ ScoreName = Literal[
     "vim",
 ]
 
+_OF_GRADIENT = ("gradient-norm", "score-sum")
+
 
 @dataclass(frozen=True)
 class Score:
@@ -79,6 +81,8 @@ def score_all(view: ModelView, x: Tensor, draws: Draws, names: Sequence[str]) ->
     if missing:
         raise ThreatError("; ".join(missing))
     asked = Asked(view, x, draws)
+    if any(name in _OF_GRADIENT for name in names):
+        _ = asked.gradient  # first, so that log p is the same pass whatever the order of names
     return {name: SCORES[name].of(asked).detach().double() for name in names}
 
 
@@ -107,14 +111,16 @@ def held_out_likelihood(view: ModelView, names: Iterable[str]) -> dict[str, floa
     """Columns that say how likely held-out images are, the same for every row: what test images are compared with.
 
     Returns:
-        `held_out_log_prob`, the mean in nats, and `held_out_log_prob_error`, its standard error; nothing where none of
+        `held_out_log_prob`, the mean in nats, `held_out_log_prob_error`, its standard error, and `held_out_count`, of
+        how many; nothing where none of
         the scores is made with held-out likelihoods.
     """
     if not any("log_prob" in SCORES[name].reference for name in names):
         return {}
     log_prob = view.reference["log_prob"]
     error = float(log_prob.std(ddof=1)) / math.sqrt(len(log_prob))
-    return {"held_out_log_prob": float(log_prob.mean()), "held_out_log_prob_error": error}
+    count = float(len(log_prob))
+    return {"held_out_log_prob": float(log_prob.mean()), "held_out_log_prob_error": error, "held_out_count": count}
 
 
 class Asked:

@@ -210,8 +210,10 @@ def test_frost_without_its_textures_is_left_out_of_a_set_and_said_so_but_refused
 
 def test_frost_is_there_where_its_textures_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness_corruptions.frost.frost_problem", lambda: "")
+    monkeypatch.setattr("harness_corruptions.frost.texture_files", lambda: (Path("frost1.png"),))
     with_frost = threat(facts(3, 32, 32))
     assert with_frost.names == STANDARD
+    assert with_frost.files == (Path("frost1.png"),)  # hashed: other textures make other rows
     monkeypatch.setattr("harness_corruptions.frost.frost_problem", lambda: "missing")
     assert with_frost.inputs != threat(facts(3, 32, 32)).inputs  # finished shards of one are not the other's
 
@@ -225,6 +227,7 @@ def test_the_library_is_given_8_bit_images_and_the_samples_draws(monkeypatch: py
 
     reference = pytest.importorskip("harness_corruptions.reference")
     monkeypatch.setattr(reference, "corrupt", corrupt)
+    monkeypatch.setattr(reference, "library_files", lambda: (Path("corruptions.py"),))
     ids = torch.tensor([4, 9])
     seen = images_judged(ids, backend="imagecorruptions", **FEW)
     calls = calls[1:]  # the first asks whether the library is there
@@ -235,7 +238,10 @@ def test_the_library_is_given_8_bit_images_and_the_samples_draws(monkeypatch: py
     np.testing.assert_array_equal(calls[0][0], (x * 255).round().byte().permute(0, 2, 3, 1).numpy())
     assert calls[0][3].ids.tolist() == [4, 9]
     torch.testing.assert_close(seen[1], 1 - x, atol=1e-6, rtol=0)
-    assert threat(backend="imagecorruptions", **FEW).table == "imagenet-c"
+    with_library = threat(backend="imagecorruptions", **FEW)
+    assert with_library.table == "imagenet-c"
+    assert with_library.files == (Path("corruptions.py"),)
+    assert "scipy" in with_library.inputs["versions"]
     with pytest.raises(HarnessError, match="takes images of 1 or 3 channels"):
         threat(facts(4, 32, 32), backend="imagecorruptions", **FEW)
 

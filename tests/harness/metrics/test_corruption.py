@@ -34,6 +34,7 @@ def rows_of(names, severities, n=60, seed=0, shift=0.3):
         "sample_id": np.tile(np.arange(n) * 3, len(cells)),
         "corruption": np.repeat([name for name, _ in cells], n).astype(object),
         "severity": np.repeat(level, n),
+        "table": np.repeat("imagenet-c", n * len(cells)),
         "correct": np.concatenate([hard > 0.1 + 0.1 * s + 0.05 * rng.random(n) for s in level]),
         "entropy": np.concatenate([np.abs(base) + 0.2 * s + 0.1 * rng.random(n) for s in level]),
         "ood_score": np.concatenate([base + shift * s + 0.3 * rng.normal(size=n) for s in level]),
@@ -154,6 +155,7 @@ def wrong_rows(rates, clean, n=1000, seed=0):
     wrong = [rng.permutation(n) < round(rate * n) for _, _, rate in cells]
     return {
         "sample_id": np.tile(np.arange(n), len(cells)),
+        "table": np.repeat("imagenet-c", n * len(cells)),
         "corruption": np.repeat([c for c, _, _ in cells], n).astype(object),
         "severity": np.repeat([s for _, s, _ in cells], n),
         "correct": ~np.concatenate(wrong),
@@ -277,3 +279,16 @@ def test_a_mean_below_nothing_has_its_interval_around_it():
     rows["bits_per_dim"] = rows["bits_per_dim"] - 10
     estimate = CORRUPTION_BITS_PER_DIM.estimate(rows, 0.95)["fog"]
     assert estimate.low < estimate.value < estimate.high < 0
+
+
+def test_alexnet_is_no_reference_for_other_constants():
+    rows = {**wrong_rows(ALEXNET_ERRORS, ALEXNET_CLEAN_ERROR, n=50), "table": np.repeat("cifar10-c", 50 * 76)}
+    (found,) = mean_corruption_error(ReferenceOptions(reference="alexnet")).summarise([cell("a", rows)], 0.95)
+    assert found.estimate.value is None
+    assert "cifar10-c" in found.estimate.reason
+
+
+def test_the_reference_is_as_bad_as_itself_for_certain():
+    rows = wrong_rows(ALEXNET_ERRORS, ALEXNET_CLEAN_ERROR, n=50)
+    (found,) = mean_corruption_error(ReferenceOptions(reference="a")).summarise([cell("a", rows)], 0.95)
+    assert (found.estimate.value, found.estimate.low, found.estimate.high) == (1.0, 1.0, 1.0)

@@ -28,6 +28,7 @@ def rows_of(test, held_out, outside=()):
         "ood_score": np.r_[two, -both],
         "held_out_log_prob": np.full(2 * n, held_out.mean()),
         "held_out_log_prob_error": np.full(2 * n, held_out.std(ddof=1) / np.sqrt(held_out.size)),
+        "held_out_count": np.full(2 * n, float(held_out.size)),
     }
 
 

@@ -26,6 +26,8 @@ COLUMNS = {
     "score": np.repeat("own", 2 * N),
     "held_out_log_prob": np.full(2 * N, -0.2),
     "held_out_log_prob_error": np.full(2 * N, 0.1),
+    "held_out_count": np.full(2 * N, 1000.0),
+    "table": np.repeat("imagenet-c", 2 * N),
     "distance": np.repeat(["", "far"], N),
     "confidence": np.linspace(0.2, 0.9999, 2 * N),
     "negative_log_likelihood": np.linspace(0.01, 2, 2 * N),
