@@ -296,8 +296,12 @@ def normal_difference(value: float, error: float, sizes: Sequence[int], alpha: f
 
 
 def no_change_error(sizes: Sequence[int]) -> float:
-    """Standard error to use where no image of any group changed: sqrt(2) / (n + 2) each (see `bonett_price`)."""
-    return math.sqrt(sum(2 / (n + 2) ** 2 for n in sizes))
+    """Standard error to use where no image of any group changed: sqrt(2) / (n + 2) each (see `bonett_price`).
+
+    The groups after the first are sets of which a mean is taken.
+    """
+    first, *sets = (2 / (n + 2) ** 2 for n in sizes)
+    return math.sqrt(first + sum(sets) / max(len(sets), 1) ** 2)
 
 
 def _normal_tests(value: float, error: float) -> OneSided:

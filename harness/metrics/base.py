@@ -16,7 +16,10 @@ Rows = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A metric's value with its interval; all three are None, with a reason, where it is undefined or infinite."""
+    """A metric's value with its interval; all three are None, with a reason, where it is undefined or infinite.
+
+    Beside a value, `reason` says what the number leaves out.
+    """
 
     value: float | None
     low: float | None

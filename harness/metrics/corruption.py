@@ -10,7 +10,7 @@ cluster.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,8 @@ def parts(rows: Rows) -> Iterator[tuple[str, NDArray[np.int64]]]:
     for name in (*(n for n in STANDARD if n in held), *sorted(held - set(STANDARD))):
         own = names == name
         found += [(name, own), *((f"{name},{s}", own & (severities == s)) for s in np.unique(severities[own]))]
+    extra = ~standard & (names != CLEAN)
+    found += [("with_extra", standard | extra)] * bool(extra.any())
     for key, mask in [*found, (CLEAN, names == CLEAN)]:
         if mask.any():
             yield key, np.flatnonzero(mask)
@@ -43,6 +45,10 @@ def parts(rows: Rows) -> Iterator[tuple[str, NDArray[np.int64]]]:
 
 def _part(rows: Rows, which: NDArray[np.int64]) -> Rows:
     return {name: np.asarray(values)[which] for name, values in rows.items()}
+
+
+def _is_mean(key: str) -> bool:
+    return key in ("", "without_noise") or key.startswith("mean,")
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,13 @@ class ByCorruption:
 
     def estimate(self, rows: Rows, level: float) -> Mapping[str, Estimate]:
         rows = self.prepare(rows)
-        return {key: self.metric.estimate(_part(rows, which), level)[""] for key, which in parts(rows)}
+        absent = [name for name in STANDARD if name not in set(np.asarray(rows["corruption"]).astype(str).tolist())]
+        note = f"a mean over {len(STANDARD) - len(absent)} of the 15 standard corruptions, without {', '.join(absent)}"
+        estimates = {key: self.metric.estimate(_part(rows, which), level)[""] for key, which in parts(rows)}
+        return {
+            key: replace(found, reason=note) if absent and _is_mean(key) and found.value is not None else found
+            for key, found in estimates.items()
+        }
 
     def difference(self, baseline: Rows, candidate: Rows, alpha: float) -> Mapping[str, PairedDifference]:
         old, new = self.prepare(baseline), self.prepare(candidate)

@@ -199,7 +199,7 @@ class Bootstrapped(Detection):
     """The mean over the sets of a statistic of the scores, bootstrapped over images within "in" and within each set.
 
     A set that shares images with "in" is resampled together with it. `statistic` takes the scores "in" and those of a
-    set; `limits(value, n, m, level)` is the interval where every resample gave the same value, as with perfect
+    set; `limits(value, n, m, level)` is the interval where the resamples gave one value, as with perfect
     separation, and the bootstrap would claim certainty.
     """
 
@@ -216,7 +216,7 @@ class Bootstrapped(Detection):
         out = []
         for number, (value, limits, group) in enumerate(zip(values, [mean, *saturated], groups.each, strict=True)):
             low, high = float(result.low[number]), float(result.high[number])
-            if np.ptp(result.distribution[number]) < 1e-13:
+            if high - low < 1e-13:  # nearly all resamples gave one value
                 low, high = limits
             low, high = min(low, value), max(high, value)  # a largest value is larger still in resamples
             n = group.rows.size

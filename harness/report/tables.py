@@ -84,7 +84,8 @@ def results_view(results: Mapping[str, Any]) -> RenderableType:
         parts += _block(status, style, _by_reason(those))
     unreliable = [cell for cell in cells if cell.get("status") == "ok" and cell.get("reliable") is False]
     parts += _block("unreliable", "red", [(c["id"], "; ".join(failing_checks(c))) for c in unreliable])
-    parts += _block("undefined", "yellow", [entry for cell in cells for entry in _undefined(cell)])
+    parts += _block("undefined", "yellow", [entry for cell in cells for entry in _reasons(cell, defined=False)])
+    parts += _block("incomplete", "yellow", [entry for cell in cells for entry in _reasons(cell, defined=True)])
     summaries = results.get("summaries") or []
     if summaries:
         parts += [Text(""), Text("over several cells", style="bold"), _summary_table(summaries)]
@@ -103,11 +104,13 @@ def _by_reason(cells: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     ]
 
 
-def _undefined(cell: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _reasons(cell: Mapping[str, Any], *, defined: bool) -> Iterator[tuple[str, str]]:
+    """Why headline numbers are undefined; or of `defined` ones what they leave out."""
     metrics = cell.get("metrics") or {}
     for name in headline_metrics(metrics):
-        if metrics[name].get("value") is None:
-            yield f"{heading(name)} of {cell['id']}", metrics[name].get("reason") or "no reason given"
+        reason = metrics[name].get("reason") or ("" if defined else "no reason given")
+        if (metrics[name].get("value") is not None) == defined and reason:
+            yield f"{heading(name)} of {cell['id']}", reason
 
 
 def _undefined_summaries(summaries: Sequence[Mapping[str, Any]]) -> list[str]:

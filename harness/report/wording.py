@@ -18,7 +18,7 @@ _SECONDARY = re.compile(
     r"|bitflip_(auroc|accuracy_change|logit_change)|signed_\w+|interpolation_log_prob_\w+"
 )
 # Of these only the variants named: a cell has a hundred others.
-_HEADLINE_VARIANTS = {"corruption_accuracy": ("", "without_noise", "none")}
+_HEADLINE_VARIANTS = {"corruption_accuracy": ("", "without_noise", "with_extra", "none")}
 _SAYS_MORE_THAN_CLEAN = ("robust_accuracy", "auroc")
 _INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 

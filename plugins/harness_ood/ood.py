@@ -159,11 +159,14 @@ class OOD:
             scores = score_all(model, images.x, draws, names)
             ids, n = batch.ids[images.rows], len(images.rows)
             for name in names:
+                found = scores[name].double()
+                if name == "own" or len(names) == 1:  # of several one may be undefined, as its metrics say
+                    found = _not_nan(found, name, images.name, ids)
                 columns = {
                     "sample_id": ids,
                     "set": [images.name] * n,
                     "score": [name] * n,
-                    "ood_score": _not_nan(scores[name].double(), name, images.name, ids),
+                    "ood_score": found,
                     "distance": [self.distance.get(images.name, "")] * n,
                     "image_id": images.image,
                     "set_size": torch.full_like(ids, images.size),

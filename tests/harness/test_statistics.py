@@ -452,3 +452,8 @@ def test_detectable_effect_is_found_with_the_stated_power():
 def test_a_margin_of_nothing_is_refused():
     with pytest.raises(ValueError, match="margin"):
         s.samples_needed(0.2, 0.0, 0.05)
+
+
+def test_a_mean_over_unchanged_sets_is_no_less_certain_than_each_of_them() -> None:
+    one, ten = s.no_change_error([300, 300]), s.no_change_error([300] * 11)
+    assert s.no_change_error([300]) < ten < one

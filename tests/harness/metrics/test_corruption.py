@@ -53,10 +53,10 @@ def test_keys():
     assert [key for key, _ in parts(rows)] == [
         *("", "without_noise", "mean,1", "mean,3"),
         *("gaussian_noise", "gaussian_noise,1", "gaussian_noise,3", "fog", "fog,1", "fog,3"),
-        *("speckle_noise", "speckle_noise,1", "speckle_noise,3", "none"),
+        *("speckle_noise", "speckle_noise,1", "speckle_noise,3", "with_extra", "none"),
     ]
     only_extra = rows_of(["spatter"], (2,))
-    assert [key for key, _ in parts(only_extra)] == ["spatter", "spatter,2", "none"]
+    assert [key for key, _ in parts(only_extra)] == ["spatter", "spatter,2", "with_extra", "none"]
 
 
 def test_accuracy_entropy_and_likelihood_by_hand():
@@ -292,3 +292,12 @@ def test_the_reference_is_as_bad_as_itself_for_certain():
     rows = wrong_rows(ALEXNET_ERRORS, ALEXNET_CLEAN_ERROR, n=50)
     (found,) = mean_corruption_error(ReferenceOptions(reference="a")).summarise([cell("a", rows)], 0.95)
     assert (found.estimate.value, found.estimate.low, found.estimate.high) == (1.0, 1.0, 1.0)
+
+
+def test_a_mean_over_some_of_the_standard_corruptions_says_so():
+    found = CORRUPTION_ACCURACY.estimate(rows_of(["fog", "snow", "spatter"], (1, 3)), 0.95)
+    assert found[""].value is not None
+    assert found[""].reason.startswith("a mean over 2 of the 15 standard corruptions, without gaussian_noise, ")
+    assert found["fog"].reason == found["with_extra"].reason == ""
+    whole = CORRUPTION_ACCURACY.estimate(wrong_rows(ALEXNET_ERRORS, ALEXNET_CLEAN_ERROR, n=50), 0.95)
+    assert whole[""].reason == ""

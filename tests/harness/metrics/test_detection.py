@@ -287,3 +287,15 @@ def test_images_shared_with_the_in_distribution_are_resampled_together():
         wide, narrow = metric.estimate(apart, 0.95)["attacked"], metric.estimate(shared, 0.95)["attacked"]
         assert narrow.value == wide.value
         assert narrow.high - narrow.low < 0.7 * (wide.high - wide.low)
+
+
+def test_a_rate_that_is_zero_in_nearly_all_resamples_keeps_a_width():
+    inside, outside = np.linspace(0, 1, 100), np.append(np.full(99, 5.0), 0.9501)
+    scores = {
+        "sample_id": np.arange(200),
+        "set": np.repeat(["in", "far"], 100).astype(object),
+        "score": np.repeat("own", 200).astype(object),
+        "ood_score": np.append(inside, outside),
+    }
+    found = FPR_OOD_AT_95_TPR_ID.estimate(scores, 0.95)["far"]
+    assert found.low <= found.value < found.high
