@@ -17,11 +17,16 @@ Edge = Literal["reflect", "nearest"]
 
 def uniform_field(draws: Draws, name: str, number: int, shape: tuple[int, ...]) -> Tensor:
     """Float32 (n, *shape), uniform on [-1, 1] at the middles of 65,536 intervals."""
+    return share_field(draws, name, number, shape).mul_(2).sub_(1)
+
+
+def share_field(draws: Draws, name: str, number: int, shape: tuple[int, ...]) -> Tensor:
+    """Float32 (n, *shape), uniform on (0, 1) at the middles of 65,536 intervals."""
     import torch
 
     size = math.prod(shape)
     halves = torch.cat(_halves(draws, name, number, -(-size // 2)), dim=1)[:, :size]
-    return halves.add_(0.5).mul_(2.0**-15).sub_(1).reshape(len(draws), *shape)
+    return halves.add_(0.5).mul_(2.0**-16).reshape(len(draws), *shape)
 
 
 def normal_field(draws: Draws, name: str, number: int, shape: tuple[int, ...]) -> Tensor:

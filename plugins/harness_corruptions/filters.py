@@ -11,6 +11,8 @@ import functools
 import math
 from typing import TYPE_CHECKING
 
+from harness_corruptions.fields import gaussian_matrix
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -21,8 +23,8 @@ def gaussian(x: Tensor, sigma: float) -> Tensor:
 
     As ``skimage.filters.gaussian`` and ``scipy.ndimage.gaussian_filter(mode="nearest")`` do.
     """
-    height, width = x.shape[-2:]
-    return _both_sides(x, _gaussian(height, sigma, x.device), _gaussian(width, sigma, x.device))
+    down, across = (gaussian_matrix(size, sigma, 4.0, "nearest", x.dtype, x.device) for size in x.shape[-2:])
+    return _both_sides(x, down, across)
 
 
 def gaussian_to_the_bit(x: Tensor, sigma: float) -> Tensor:
@@ -132,21 +134,6 @@ def smear(x: Tensor, radius: int, sigma: float, angle: Tensor, *, compat: bool) 
 def _both_sides(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """left @ x @ right^T for each channel of each image."""
     return left @ (x @ right.T)
-
-
-@functools.lru_cache(maxsize=64)
-def _gaussian(size: int, sigma: float, device: torch.device) -> Tensor:
-    """(size, size): row i holds the weights of all pixels in pixel i."""
-    import torch
-
-    reach = int(4.0 * sigma + 0.5)
-    offsets = torch.arange(-reach, reach + 1)
-    weights = torch.exp(-0.5 * offsets.double().square() / sigma**2)
-    matrix = torch.zeros(size, size, dtype=torch.float64)
-    pixels = torch.arange(size)[:, None]
-    sources = (pixels + offsets).clamp(0, size - 1)
-    matrix.index_put_((pixels.expand_as(sources), sources), (weights / weights.sum()).expand(size, -1), accumulate=True)
-    return matrix.float().to(device)
 
 
 @functools.lru_cache(maxsize=16)

@@ -7,10 +7,10 @@ the five severities of an image show the same noise, stronger each time.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from harness_corruptions.corruption import Corruption
+from harness_corruptions.fields import normal_field, share_field
 from harness_corruptions.poisson import poisson
 
 if TYPE_CHECKING:
@@ -53,41 +53,18 @@ def speckle_noise(x: Tensor, parameters: Parameters, drawn: Drawn, compat: bool)
 
 
 def _draw_normal(draws: Draws, number: int, shape: tuple[int, ...], parameters: Parameters) -> Drawn:  # noqa: ARG001
-    """`normal`: float32 (n, C, H, W), standard normal (Box-Muller), at most 4.9.
-
-    Each pair is made of one word of 32 bits: 65,536 lengths in as many directions, on a scale of 256 grey levels.
-    """
-    import torch
-
-    size = math.prod(shape)
-    low, high = _halves(draws, "normal", number, -(-size // 2))
-    radius = low.add_(0.5).mul_(2.0**-16).log_().mul_(-2).sqrt_()
-    angle = high.mul_(2 * math.pi * 2.0**-16)
-    normal = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)
-    return {"normal": normal[:, :size].reshape(len(draws), *shape)}
+    """`normal`: float32 (n, C, H, W), standard normal, at most 4.9."""
+    return {"normal": normal_field(draws, "normal", number, shape)}
 
 
 def _draw_share(draws: Draws, number: int, shape: tuple[int, ...], parameters: Parameters) -> Drawn:  # noqa: ARG001
     """`uniform`: float32 (n, C, H, W) in (0, 1), the middles of 65,536 intervals."""
-    import torch
-
-    size = math.prod(shape)
-    halves = torch.cat(_halves(draws, "uniform", number, -(-size // 2)), dim=1)
-    return {"uniform": halves[:, :size].add_(0.5).mul_(2.0**-16).reshape(len(draws), *shape)}
+    return {"uniform": share_field(draws, "uniform", number, shape)}
 
 
 def _draw_uniform(draws: Draws, number: int, shape: tuple[int, ...], parameters: Parameters) -> Drawn:  # noqa: ARG001
     """`uniform`: float32 (n, C, H, W) in [0, 1), multiples of 2^-24."""
     return {"uniform": draws.uniform("uniform", number, shape)}
-
-
-def _halves(draws: Draws, name: str, number: int, words: int) -> tuple[Tensor, Tensor]:
-    """Two independent tensors (n, words), uniform on the whole numbers 0 .. 65535, as float32.
-
-    Drawing bits is most of what noise costs, and two numbers come out of each word.
-    """
-    bits = draws.bits(name, number, (words,))
-    return (bits & 0xFFFF).float(), (bits >> 16).float()
 
 
 CORRUPTIONS: tuple[Corruption, ...] = (

@@ -17,7 +17,7 @@ from harness.datasets import DatasetFacts, Ints
 from harness.errors import HarnessError, MissingDataError, did_you_mean
 from harness.options import Options, option
 from harness.threats import Batch, Budget, Columns, ThreatContext
-from harness_corruptions.catalogue import GROUPS
+from harness_corruptions.catalogue import GROUPS, SEVERITIES
 from harness_corruptions.rows import joined, rows_of
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from harness.models import ModelView
 
 Pixels = NDArray[np.uint8]
-SEVERITIES = (1, 2, 3, 4, 5)
 _IMAGES = {".jpeg", ".jpg", ".png"}
 _SPREAD = 64
 

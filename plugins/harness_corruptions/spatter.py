@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from harness_corruptions.edges import PIXEL, canny, distance, equalized, window_sum
 from harness_corruptions.fields import normal_field, smooth
+from harness_corruptions.frost import GREY_OF_RGB
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
 WATER = (175 / 255, 238 / 255, 238 / 255)  # pale turquoise
 MUD = (63 / 255, 42 / 255, 20 / 255)
-GREY_OF_RGB = (0.2989, 0.5870, 0.1140)
 
 
 def draw_spatter(draws: Draws, number: int, shape: tuple[int, ...], _parameters: Parameters) -> Drawn:
