@@ -1,7 +1,7 @@
 """PGD, APGD, CW and Square beside the same attacks of torchattacks, Foolbox and ART: time of a step, time to a result.
 
 python benchmarks/attacks.py step      # CPU time of a gradient step (of a query, for Square) on images that stand
-python benchmarks/attacks.py result    # CPU time until as many images have fallen as to the strongest peer
+python benchmarks/attacks.py result    # CPU time until as many images have fallen as to each peer in the end
 python benchmarks/attacks.py memory    # peak memory of PGD over batch, steps and restarts
 
 The digits CNN, and with `--data FOLDER` (or HARNESS_DATA) the CIFAR-10 ResNet-20. One thread; runs that are compared
@@ -77,9 +77,11 @@ def duels(case: Case) -> Iterator[Duel]:
     def of_torchattacks(make: Callable[[int, float], Any]) -> Callable[[float], Make]:
         return lambda eps: lambda steps: lambda: make(steps, eps)(case.x, case.y)
 
-    def of_foolbox(make: Callable[[int], Any]) -> Callable[[float], Make]:
+    def of_foolbox(make: Callable[[int, float], Any]) -> Callable[[float], Make]:
         return lambda eps: (
-            lambda steps: lambda: make(steps)(served, case.x, case.y, epsilons=None if eps == float("inf") else eps)[1]
+            lambda steps: (
+                lambda: make(steps, eps)(served, case.x, case.y, epsilons=None if eps == float("inf") else eps)[1]
+            )
         )
 
     def of_art(make: Callable[[int, float], Any]) -> Callable[[float], Make]:
@@ -219,14 +221,14 @@ def step_table(case: Case, rounds: int) -> None:
 
 
 def result_table(case: Case, rounds: int) -> None:
-    """The strongest result that any peer reaches at the top of its ladder is the aim of all."""
+    """The aim is what every peer reaches with the most steps; how long does each take to get as far?"""
     print(f"\n{case.name}, {len(case.x)} images\n")
     print("| attack | aim | library | steps | reached | s | of ours |\n|---|---|---|---|---|---|---|")
     for duel in duels(case):
         eps = float("inf") if duel.minimal else case.five_percent
         peers = [side for name, side in duel.sides.items() if name != "harness"]
-        best = min(_result(case, side(eps)(duel.ladder[-1])(), duel) for side in peers)
-        aim = best * 1.02 if duel.minimal else best + 0.005
+        weakest = max(_result(case, side(eps)(duel.ladder[-1])(), duel) for side in peers)
+        aim = weakest * 1.02 if duel.minimal else weakest + 0.005
         ours = 0.0
         for name, side in duel.sides.items():
             for steps in duel.ladder:
