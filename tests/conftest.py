@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,10 @@ import pytest
 
 if TYPE_CHECKING:
     from harness.store import Run
+
+# A shell ignores SIGINT for what it starts in the background, and tests of interrupts would interrupt nothing.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TOY_PLUGIN = Path(__file__).parent / "toy" / "toy_plugin.py"
 
