@@ -20,6 +20,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,10 @@ from harness.threats import Batch
 sys.path.insert(0, str(Path(__file__).parent))
 from pgd import Case, digits, resnet20
 
-Make = Callable[[int], Callable[[], Tensor]]
-"""Steps -> an attack of so many steps that gives the attacked images."""
+Make = Callable[[int, float], Any]
+"""(steps, eps) -> an attack as its library has it."""
+Side = Callable[[int, float], Tensor]
+"""(steps, eps) -> the attacked images."""
 
 
 @dataclass(frozen=True)
@@ -49,120 +52,99 @@ class Duel:
     """One attack in several libraries.
 
     Attributes:
-        sides: by library.
-        eps: of the budget; infinite for CW, which is measured by the median norm it needs.
+        sides: by library; eps is infinite for CW, which is measured by the median norm it needs (`minimal`).
         steps: of the measurement of a step.
         ladder: steps that are tried in turn on the way to a result.
     """
 
     name: str
-    sides: dict[str, Callable[[float], Make]]
+    sides: dict[str, Side]
     steps: int
     ladder: tuple[int, ...]
     minimal: bool = False
 
 
+class Libraries:
+    """What is installed, and the classifier as each library wants it."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.torchattacks, self.foolbox = _imported("torchattacks"), _imported("foolbox")
+        self.art = _imported("art.attacks.evasion")
+        self.served = self.foolbox.PyTorchModel(case.model, bounds=(0.0, 1.0)) if self.foolbox else None
+        self.estimator = _estimator(case) if self.art else None
+
+    def sides(
+        self, ours: Make, torchattacks: Make | None = None, foolbox: Make | None = None, art: Make | None = None
+    ) -> dict[str, Side]:
+        """The sides of a duel: ours, and those of the libraries that have the attack and are installed."""
+        case = self.case
+        found: dict[str, Side] = {"harness": lambda n, e: _run(case, ours(n, e))}
+        if torchattacks and self.torchattacks:
+            found["torchattacks"] = lambda n, e: torchattacks(n, e)(case.x, case.y)
+        if foolbox and self.foolbox:
+            found["foolbox"] = lambda n, e: foolbox(n, e)(
+                self.served, case.x, case.y, epsilons=None if e == float("inf") else e
+            )[1]
+        if art and self.art:
+            x, y = case.x.numpy(), case.y.numpy()
+            found["art"] = lambda n, e: torch.from_numpy(art(n, e).generate(x=x, y=y))
+        return found
+
+
+def pgd(have: Libraries) -> Duel:
+    model, size = have.case.model, len(have.case.x)
+    sides = have.sides(
+        lambda n, e: PGD(PGDOptions(eps=e, steps=n, step_size=_size(e, n))),
+        lambda n, e: have.torchattacks.PGD(model, eps=e, alpha=_size(e, n), steps=n),
+        lambda n, e: have.foolbox.attacks.LinfPGD(abs_stepsize=_size(e, n), steps=n),
+        lambda n, e: have.art.ProjectedGradientDescentPyTorch(
+            have.estimator, eps=e, eps_step=_size(e, n), max_iter=n, num_random_init=1, batch_size=size, verbose=False
+        ),
+    )
+    return Duel("pgd", sides, 40, (5, 10, 20, 40, 80, 160))
+
+
+def apgd(have: Libraries) -> Duel:
+    model, size = have.case.model, len(have.case.x)
+    fixed = {"nb_random_init": 1, "batch_size": size, "loss_type": "cross_entropy", "verbose": False}
+    sides = have.sides(
+        lambda n, e: APGD(APGDOptions(eps=e, steps=n)),
+        lambda n, e: have.torchattacks.APGD(model, eps=e, steps=n),
+        art=lambda n, e: have.art.AutoProjectedGradientDescent(
+            have.estimator, eps=e, eps_step=2 * e, max_iter=n, **fixed
+        ),
+    )
+    return Duel("apgd", sides, 20, (5, 10, 20, 40, 80, 160))
+
+
+def cw(have: Libraries) -> Duel:
+    model = have.case.model
+    fixed = {"binary_search_steps": 3, "stepsize": 0.01, "initial_const": 1.0, "abort_early": False}
+    sides = have.sides(
+        lambda n, _: CW(CWOptions(steps=n, search_steps=3)),
+        lambda n, _: have.torchattacks.CW(model, c=1, lr=0.01, steps=3 * n),
+        lambda n, _: have.foolbox.attacks.L2CarliniWagnerAttack(steps=n, **fixed),
+    )
+    return Duel("cw", sides, 20, (25, 50, 100, 200, 400), minimal=True)
+
+
+def square(have: Libraries) -> Duel:
+    model, size = have.case.model, len(have.case.x)
+    sides = have.sides(
+        lambda n, e: Square(SquareOptions(eps=e, queries=n)),
+        lambda n, e: have.torchattacks.Square(model, norm="Linf", eps=e, n_queries=n),
+        art=lambda n, e: have.art.SquareAttack(
+            have.estimator, eps=e, max_iter=n, nb_restarts=1, batch_size=size, verbose=False
+        ),
+    )
+    return Duel("square", sides, 100, (50, 100, 200, 500, 1000, 2000))
+
+
 def duels(case: Case) -> Iterator[Duel]:
-    """The attacks with the peers that have them and are installed."""
-    bounds = (0.0, 1.0)
-    have = {name: _imported(name) for name in ("torchattacks", "foolbox", "art.attacks.evasion")}
-    ta, fb, art = have["torchattacks"], have["foolbox"], have["art.attacks.evasion"]
-    served = fb.PyTorchModel(case.model, bounds=bounds) if fb else None
-    estimator = _estimator(case) if art else None
-    size = len(case.x)
-
-    def ours(attack: Callable[[int, float], Any]) -> Callable[[float], Make]:
-        return lambda eps: lambda steps: lambda: _run(case, attack(steps, eps))
-
-    def of_torchattacks(make: Callable[[int, float], Any]) -> Callable[[float], Make]:
-        return lambda eps: lambda steps: lambda: make(steps, eps)(case.x, case.y)
-
-    def of_foolbox(make: Callable[[int, float], Any]) -> Callable[[float], Make]:
-        return lambda eps: (
-            lambda steps: (
-                lambda: make(steps, eps)(served, case.x, case.y, epsilons=None if eps == float("inf") else eps)[1]
-            )
-        )
-
-    def of_art(make: Callable[[int, float], Any]) -> Callable[[float], Make]:
-        x, y = case.x.numpy(), case.y.numpy()
-        return lambda eps: lambda steps: lambda: torch.from_numpy(make(steps, eps).generate(x=x, y=y))
-
-    def chosen(**sides: tuple[Any, Any]) -> dict[str, Callable[[float], Make]]:
-        return {name: side for name, (there, side) in sides.items() if there}
-
-    yield Duel(
-        "pgd",
-        chosen(
-            harness=(True, ours(lambda n, e: PGD(PGDOptions(eps=e, steps=n, step_size=_size(e, n))))),
-            torchattacks=(ta, of_torchattacks(lambda n, e: ta.PGD(case.model, eps=e, alpha=_size(e, n), steps=n))),
-            foolbox=(fb, of_foolbox(lambda n, e: fb.attacks.LinfPGD(abs_stepsize=_size(e, n), steps=n))),
-            art=(
-                art,
-                of_art(
-                    lambda n, e: art.ProjectedGradientDescentPyTorch(
-                        estimator, eps=e, eps_step=_size(e, n), max_iter=n, num_random_init=1, batch_size=size,
-                        verbose=False,
-                    )
-                ),
-            ),
-        ),
-        40,
-        (5, 10, 20, 40, 80, 160),
-    )  # fmt: skip
-    yield Duel(
-        "apgd",
-        chosen(
-            harness=(True, ours(lambda n, e: APGD(APGDOptions(eps=e, steps=n)))),
-            torchattacks=(ta, of_torchattacks(lambda n, e: ta.APGD(case.model, eps=e, steps=n))),
-            art=(
-                art,
-                of_art(
-                    lambda n, e: art.AutoProjectedGradientDescent(
-                        estimator, eps=e, eps_step=2 * e, max_iter=n, nb_random_init=1, batch_size=size,
-                        loss_type="cross_entropy", verbose=False,
-                    )
-                ),
-            ),
-        ),
-        20,
-        (5, 10, 20, 40, 80, 160),
-    )  # fmt: skip
-    yield Duel(
-        "cw",
-        chosen(
-            harness=(True, ours(lambda n, _: CW(CWOptions(steps=n, search_steps=3)))),
-            torchattacks=(ta, of_torchattacks(lambda n, _: ta.CW(case.model, c=1, lr=0.01, steps=3 * n))),
-            foolbox=(
-                fb,
-                of_foolbox(
-                    lambda n, _: fb.attacks.L2CarliniWagnerAttack(
-                        binary_search_steps=3, steps=n, stepsize=0.01, initial_const=1.0, abort_early=False
-                    )
-                ),
-            ),
-        ),
-        20,
-        (25, 50, 100, 200, 400),
-        minimal=True,
-    )
-    yield Duel(
-        "square",
-        chosen(
-            harness=(True, ours(lambda n, e: Square(SquareOptions(eps=e, queries=n)))),
-            torchattacks=(ta, of_torchattacks(lambda n, e: ta.Square(case.model, norm="Linf", eps=e, n_queries=n))),
-            art=(
-                art,
-                of_art(
-                    lambda n, e: art.SquareAttack(
-                        estimator, eps=e, max_iter=n, nb_restarts=1, batch_size=size, verbose=False
-                    )
-                ),
-            ),
-        ),
-        100,
-        (50, 100, 200, 500, 1000, 2000),
-    )
+    have = Libraries(case)
+    for duel in (pgd, apgd, cw, square):
+        yield duel(have)
 
 
 def _imported(name: str) -> Any:
@@ -207,11 +189,10 @@ def step_table(case: Case, rounds: int) -> None:
     print("| attack | library | ms a step | of ours |\n|---|---|---|---|")
     for duel in duels(case):
         eps = float("inf") if duel.minimal else 1e-6
-        runs = {name: (side(eps)(duel.steps), side(eps)(2 * duel.steps)) for name, side in duel.sides.items()}
-        seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+        seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in duel.sides}
         for number in range(rounds + 1):
-            for name, both in runs.items():
-                short, long = (_seconds(run) for run in both)
+            for name, side in duel.sides.items():
+                short, long = (_seconds(partial(side, steps, eps)) for steps in (duel.steps, 2 * duel.steps))
                 if number:
                     seconds[name].append((short, long))
         least = {name: min(b for _, b in s) - min(a for a, _ in s) for name, s in seconds.items()}
@@ -227,15 +208,15 @@ def result_table(case: Case, rounds: int) -> None:
     for duel in duels(case):
         eps = float("inf") if duel.minimal else case.five_percent
         peers = [side for name, side in duel.sides.items() if name != "harness"]
-        weakest = max(_result(case, side(eps)(duel.ladder[-1])(), duel) for side in peers)
+        weakest = max(_result(case, side(duel.ladder[-1], eps), duel) for side in peers)
         aim = weakest * 1.02 if duel.minimal else weakest + 0.005
         ours = 0.0
         for name, side in duel.sides.items():
             for steps in duel.ladder:
-                reached = _result(case, side(eps)(steps)(), duel)
+                reached = _result(case, side(steps, eps), duel)
                 if reached <= aim:
                     break
-            run = side(eps)(steps)
+            run = partial(side, steps, eps)
             seconds = min(_seconds(run) for _ in range(rounds)) if reached <= aim else float("nan")
             ours = seconds if name == "harness" else ours
             numbers = f"{aim:.3f} | {name} | {steps} | {reached:.3f} | {seconds:.2f} | {seconds / ours:.2f}"

@@ -26,9 +26,9 @@ ROWS_VERSION = 1
 """Raised when rows of the same cell would come out differently; shards of an older version are then not reused."""
 MICROBATCH_VALUES = 4_000_000
 """By default a microbatch holds at most so many pixel values: 256 images of CIFAR's size, 26 of ImageNet's."""
-_ENGINE = (
-    *("arithmetic.py", "bpda.py", "datasets.py", "evaluate.py", "judge.py", "models.py"),
-    *("randomness.py", "typicality.py"),
+_ENGINE = tuple(
+    f"{name}.py"
+    for name in ["arithmetic", "bpda", "datasets", "evaluate", "judge", "models", "randomness", "typicality"]
 )
 _ENGINE_ROOMS = ("backends",)
 

@@ -110,3 +110,8 @@ def finite_or_undefined(value: float, low: float, high: float, n: int, reason: s
     if all(math.isfinite(v) for v in (value, low, high)):
         return Estimate(float(np.float64(value)), float(low), float(high), n)
     return undefined(n, reason)
+
+
+def part_of(rows: Rows, which: NDArray[Any]) -> Rows:
+    """Some of the rows: their numbers, or a mask."""
+    return {name: np.asarray(values)[which] for name, values in rows.items()}

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from harness.metrics.accuracy import Mask, Proportion
 from harness.metrics.alexnet import NOISES, STANDARD
-from harness.metrics.base import Estimate, Metric, PairedDifference, Rows, undefined
+from harness.metrics.base import Estimate, Metric, PairedDifference, Rows, part_of, undefined
 from harness.metrics.means import Mean
 from harness.metrics.paired import compared, incomparable
 from harness.statistics import AurocComponents, Floats, auroc_components, auroc_difference, auroc_interval
@@ -43,10 +43,6 @@ def parts(rows: Rows) -> Iterator[tuple[str, NDArray[np.int64]]]:
             yield key, np.flatnonzero(mask)
 
 
-def _part(rows: Rows, which: NDArray[np.int64]) -> Rows:
-    return {name: np.asarray(values)[which] for name, values in rows.items()}
-
-
 def _is_mean(key: str) -> bool:
     return key in ("", "without_noise") or key.startswith("mean,")
 
@@ -67,7 +63,7 @@ class ByCorruption:
         rows = self.prepare(rows)
         absent = [name for name in STANDARD if name not in set(np.asarray(rows["corruption"]).astype(str).tolist())]
         note = f"a mean over {len(STANDARD) - len(absent)} of the 15 standard corruptions, without {', '.join(absent)}"
-        estimates = {key: self.metric.estimate(_part(rows, which), level)[""] for key, which in parts(rows)}
+        estimates = {key: self.metric.estimate(part_of(rows, which), level)[""] for key, which in parts(rows)}
         return {
             key: replace(found, reason=note) if absent and _is_mean(key) and found.value is not None else found
             for key, found in estimates.items()
@@ -76,7 +72,8 @@ class ByCorruption:
     def difference(self, baseline: Rows, candidate: Rows, alpha: float) -> Mapping[str, PairedDifference]:
         old, new = self.prepare(baseline), self.prepare(candidate)
         return {
-            key: self.metric.difference(_part(old, which), _part(new, which), alpha)[""] for key, which in parts(old)
+            key: self.metric.difference(part_of(old, which), part_of(new, which), alpha)[""]
+            for key, which in parts(old)
         }
 
 
@@ -91,10 +88,10 @@ def against_clean(column: str) -> Callable[[Rows], Rows]:
         ids, values = np.asarray(rows["sample_id"]), np.asarray(rows[column], dtype=np.float64)
         known, first = np.unique(ids[clean], return_index=True)
         if not known.size:
-            return {**_part(rows, np.empty(0, dtype=np.int64)), "change": np.empty(0)}
+            return {**part_of(rows, np.empty(0, dtype=np.int64)), "change": np.empty(0)}
         place = np.minimum(np.searchsorted(known, ids), known.size - 1)
         kept = np.flatnonzero(~clean & (known[place] == ids))
-        return {**_part(rows, kept), "change": values[kept] - values[clean][first][place[kept]]}
+        return {**part_of(rows, kept), "change": values[kept] - values[clean][first][place[kept]]}
 
     return change
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.metrics.base import Estimate, PairedDifference, Rows, finite_or_undefined, undefined
+from harness.metrics.base import Estimate, PairedDifference, Rows, finite_or_undefined, part_of, undefined
 from harness.metrics.detection_statistics import (
     atom_limits,
     aupr_in,
@@ -103,10 +103,6 @@ def keyed(variant: str, score: str, number: int) -> str:
     return variant if number == 0 else f"{variant or 'mean'},{score}"
 
 
-def _part(rows: Rows, which: NDArray[np.int64]) -> Rows:
-    return {name: np.asarray(values)[which] for name, values in rows.items()}
-
-
 class Detection(ABC):
     """A metric of sets and scores."""
 
@@ -122,14 +118,14 @@ class Detection(ABC):
         return {
             keyed(variant, score, number): estimate
             for number, (score, which) in enumerate(by_score(rows).items())
-            for variant, estimate in self._estimates(_part(rows, which), level).items()
+            for variant, estimate in self._estimates(part_of(rows, which), level).items()
         }
 
     def difference(self, baseline: Rows, candidate: Rows, alpha: float) -> Mapping[str, PairedDifference]:
         return {
             keyed(variant, score, number): change
             for number, (score, which) in enumerate(by_score(baseline).items())
-            for variant, change in self._differences(_part(baseline, which), _part(candidate, which), alpha).items()
+            for variant, change in self._differences(part_of(baseline, which), part_of(candidate, which), alpha).items()
         }
 
     def _estimates(self, rows: Rows, level: float) -> dict[str, Estimate]:
@@ -269,7 +265,7 @@ class ByDistance:
         return {
             distance + variant.removeprefix("mean"): estimate
             for distance, which in _distances(rows).items()
-            for variant, estimate in self.metric.estimate(_part(rows, which), level).items()
+            for variant, estimate in self.metric.estimate(part_of(rows, which), level).items()
             if _is_mean(variant)
         }
 
@@ -278,7 +274,7 @@ class ByDistance:
             distance + variant.removeprefix("mean"): change
             for distance, which in _distances(baseline).items()
             for variant, change in self.metric.difference(
-                _part(baseline, which), _part(candidate, which), alpha
+                part_of(baseline, which), part_of(candidate, which), alpha
             ).items()
             if _is_mean(variant)
         }
@@ -304,11 +300,11 @@ class Prevalence(Detection):
 
     def estimate(self, rows: Rows, level: float) -> Mapping[str, Estimate]:
         _, which = next(iter(by_score(rows).items()))
-        return self._estimates(_part(rows, which), level)
+        return self._estimates(part_of(rows, which), level)
 
     def difference(self, baseline: Rows, candidate: Rows, alpha: float) -> Mapping[str, PairedDifference]:
         _, which = next(iter(by_score(baseline).items()))
-        return self._differences(_part(baseline, which), _part(candidate, which), alpha)
+        return self._differences(part_of(baseline, which), part_of(candidate, which), alpha)
 
     def of_sets(self, rows: Rows, groups: Groups, level: float) -> list[Estimate]:  # noqa: ARG002
         shares = [rows.size / (rows.size + groups.inside.size) for rows in groups.outside.values()]

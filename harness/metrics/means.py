@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from harness.metrics.base import Estimate, Metric, PairedDifference, Rows, undefined
+from harness.metrics.base import Estimate, Metric, PairedDifference, Rows, part_of, undefined
 from harness.metrics.paired import compared, incomparable
 from harness.statistics import Floats, cluster_sums, mean_difference, mean_interval
 
@@ -72,10 +71,10 @@ class AtEach:
             for value, part in self._parts(baseline).items()
         }
 
-    def _parts(self, rows: Rows) -> dict[float, dict[str, NDArray[np.generic]]]:
+    def _parts(self, rows: Rows) -> dict[float, Rows]:
         variant = np.asarray(rows[self.variant], dtype=np.float64)
         values = [float(v) for v in np.unique(variant) if v != self.without]
-        return {v: {name: np.asarray(column)[variant == v] for name, column in rows.items()} for v in values}
+        return {v: part_of(rows, variant == v) for v in values}
 
 
 def key_of(value: float) -> str:

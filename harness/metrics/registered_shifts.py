@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from harness.info import Direction, MetricInfo
 
 _DETECTION = ("sample_id", "set", "score", "ood_score")
@@ -13,15 +15,22 @@ _CORRUPTED = ("sample_id", "corruption", "severity")
 _FPR_OOD = "share of out-of-distribution images accepted by a detector that accepts 95 % of in-distribution ones"
 
 
-def _detection(name: str, summary: str, source: str, direction: Direction, *, more: tuple[str, ...] = ()) -> MetricInfo:
+def _registered(
+    name: str, summary: str, columns: tuple[str, ...], direction: Direction, unit: str = "", *, module: str, source: str
+) -> MetricInfo:
     return MetricInfo(
         name=name,
         summary=summary,
         source=source,
-        metric=f"harness.metrics.detection:{name.upper()}",
-        columns=(*_DETECTION, *more),
+        metric=f"harness.metrics.{module}:{name.upper()}",
+        columns=columns,
         direction=direction,
+        unit=unit,
     )
+
+
+def _detection(name: str, summary: str, source: str, direction: Direction, *, more: tuple[str, ...] = ()) -> MetricInfo:
+    return _registered(name, summary, (*_DETECTION, *more), direction, module="detection", source=source)
 
 
 DETECTION: tuple[MetricInfo, ...] = (
@@ -205,42 +214,41 @@ CORRUPTION: tuple[MetricInfo, ...] = (
 )
 
 _PI, _T = ("sample_id", "pi"), ("sample_id", "t", "log_prob")
-_BIT_FLIP: tuple[tuple[str, str, str, Direction, str], ...] = (
-    ("bits_per_dim", "mean bits/dim at each probability of a flipped bit", "bits_per_dim", "lower", "bits/dim"),
-    ("delta_bits_per_dim", "|mean NLL(p_data) - mean NLL(p_pi)|, eq. 9", "delta_bits_per_dim", "none", "bits/dim"),
-    ("signed_delta_bits_per_dim", "the same with its sign", "delta_bits_per_dim", "none", "bits/dim"),
-    ("bitflip_accuracy", "accuracy at each probability of a flipped bit", "correct", "higher", ""),
-    ("bitflip_accuracy_change", "the same less clean accuracy, paired", "correct", "higher", ""),
-    ("bitflip_logit_change", "mean largest change of log p(y | x) over the classes", "logit_change", "none", "nats"),
-    ("bitflip_auroc", "area under the ROC curve of flipped against original images", "ood_score", "none", ""),
-)
-BIT_FLIP: tuple[MetricInfo, ...] = tuple(
-    MetricInfo(
-        name=name,
-        summary=summary,
-        source="NCML (Noise Conditional Maximum Likelihood), section 3.1",
-        metric=f"harness.metrics.bitflip:{name.upper()}",
-        columns=(*_PI, column),
-        direction=direction,
-        unit=unit,
-    )
-    for name, summary, column, direction, unit in _BIT_FLIP
-)
 
-_INTERPOLATION: tuple[tuple[str, str, Direction, str], ...] = (
-    ("interpolation_log_prob_mean", "mean log p at each point between two images", "none", "nats"),
-    ("interpolation_log_prob_sd", "standard deviation of log p over pairs at each point", "none", "nats"),
-    ("interpolation_convex_share", "share of pairs along which log p is convex", "higher", ""),
+
+_bit_flip = partial(_registered, module="bitflip", source="NCML (Noise Conditional Maximum Likelihood), section 3.1")
+_between = partial(_registered, module="interpolation", source="Zimmermann et al. 2021, section 3.4")
+BIT_FLIP: tuple[MetricInfo, ...] = (
+    _bit_flip(
+        "bits_per_dim",
+        "mean bits/dim at each probability of a flipped bit",
+        (*_PI, "bits_per_dim"),
+        "lower",
+        "bits/dim",
+    ),
+    _bit_flip(
+        "delta_bits_per_dim",
+        "|mean NLL(p_data) - mean NLL(p_pi)|, eq. 9",
+        (*_PI, "delta_bits_per_dim"),
+        "none",
+        "bits/dim",
+    ),
+    _bit_flip("signed_delta_bits_per_dim", "the same with its sign", (*_PI, "delta_bits_per_dim"), "none", "bits/dim"),
+    _bit_flip("bitflip_accuracy", "accuracy at each probability of a flipped bit", (*_PI, "correct"), "higher"),
+    _bit_flip("bitflip_accuracy_change", "the same less clean accuracy, paired", (*_PI, "correct"), "higher"),
+    _bit_flip(
+        "bitflip_logit_change",
+        "mean largest change of log p(y | x) over the classes",
+        (*_PI, "logit_change"),
+        "none",
+        "nats",
+    ),
+    _bit_flip(
+        "bitflip_auroc", "area under the ROC curve of flipped against original images", (*_PI, "ood_score"), "none"
+    ),
 )
-INTERPOLATION: tuple[MetricInfo, ...] = tuple(
-    MetricInfo(
-        name=name,
-        summary=summary,
-        source="Zimmermann et al. 2021, section 3.4",
-        metric=f"harness.metrics.interpolation:{name.upper()}",
-        columns=_T,
-        direction=direction,
-        unit=unit,
-    )
-    for name, summary, direction, unit in _INTERPOLATION
+INTERPOLATION: tuple[MetricInfo, ...] = (
+    _between("interpolation_log_prob_mean", "mean log p at each point between two images", _T, "none", "nats"),
+    _between("interpolation_log_prob_sd", "standard deviation of log p over pairs at each point", _T, "none", "nats"),
+    _between("interpolation_convex_share", "share of pairs along which log p is convex", _T, "higher"),
 )
