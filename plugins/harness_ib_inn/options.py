@@ -21,8 +21,8 @@ class IBINNOptions(Options):
     )
     mixing: Literal["orthogonal", "permutation"] | None = option(
         None,
-        help="what follows each coupling: a random orthogonal matrix (the paper; without a checkpoint the default), or a"
-        " random permutation of the channels (the authors' released code)",
+        help="what follows each coupling: a random orthogonal matrix (the paper, and the default), or a random"
+        " permutation of the channels (the authors' released code); a checkpoint says it itself",
     )
     detector: Literal["one-tailed", "typicality", "two-tailed"] = option(
         "two-tailed",

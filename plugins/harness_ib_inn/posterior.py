@@ -16,7 +16,7 @@ _FLOOR = 0.03  # equation 32
 def posterior_heatmap(model: IBINN, z: Tensor, y: Tensor) -> Tensor:
     """Q(k, l, y) of equation 31, float64 (B, H', W'), whose sum over (k, l) is log q(y | x).
 
-    With a class prior that is not uniform its logarithm is spread evenly over the locations, so that the sum still holds.
+    Where the class prior is not uniform, its logarithm is spread evenly over the locations.
 
     Args:
         z: latent vectors (B, D).

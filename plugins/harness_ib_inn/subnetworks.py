@@ -1,7 +1,7 @@
-"""The networks that predict the coefficients of couplings: ResNet's residual branches, with a 1x1 projection at the end.
+"""The networks that predict the coefficients of couplings: ResNet's residual branches and a 1x1 projection.
 
-Their last layer starts at zero, so that an untrained coupling changes nothing. They are never inverted, so they may hold
-batch normalisation; its statistics make the likelihood depend on the batch while training, never afterwards.
+Their last layer starts at zero, so that an untrained coupling changes nothing. They are never inverted, so they may
+hold batch normalisation; its statistics make the likelihood depend on the batch while training, never afterwards.
 """
 
 from __future__ import annotations

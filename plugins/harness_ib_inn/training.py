@@ -55,9 +55,9 @@ def losses(model: IBINN, v: Tensor, y: Tensor, label_smoothing: float) -> Losses
         L_X = (-log|det J| - logsumexp_y(w_y - d_y / 2)) / D
         L_Y = -sum_y target_y log softmax_y(w_y - d_y / 2).
 
-    Printed are +1/2 logsumexp(d_y - 2 w_y), and onehot(y) log softmax(d_y / 2 - w_y) without a leading minus: both would
-    be least for latent vectors far from all means. L_X is per dimension and L_Y is not, as in the authors' code; beta
-    means what it does in the paper only with this normalisation.
+    Printed are +1/2 logsumexp(d_y - 2 w_y), and onehot(y) log softmax(d_y / 2 - w_y) without a leading minus: both
+    would be least for latent vectors far from all means. L_X is per dimension and L_Y is not, as in the authors' code;
+    beta means what it does in the paper only with this normalisation.
 
     Args:
         v: (B, C, H, W) in [0, 1].
