@@ -52,7 +52,8 @@ def _simplex(num_classes: int, dimensions: int, generator: Generator) -> Tensor:
     copies = dimensions // num_classes
     if copies == 0:
         directions = torch.randn(num_classes, dimensions, generator=generator)
-        return _DISTANCE / math.sqrt(2) * directions / directions.norm(dim=1, keepdim=True)
+        lengths: Tensor = directions.norm(dim=1, keepdim=True)
+        return directions * (_DISTANCE / math.sqrt(2)) / lengths
     out = torch.zeros(num_classes, dimensions)
     out[:, : copies * num_classes] = torch.eye(num_classes).repeat(1, copies)
     return out * (_DISTANCE / math.sqrt(2 * copies))
