@@ -78,7 +78,7 @@ def test_the_readme_gives_the_command_that_made_it(given: Any, name: str) -> Non
     assert job.options is not None
     assert job.recipe is not None
     assert header["options"] == job.options.model_dump(mode="json", exclude_unset=True)
-    assert header["recipe"] == job.recipe.model_dump(mode="json")
+    assert type(job.recipe).model_validate(header["recipe"]) == job.recipe  # options made later have their defaults
     assert header["seed"] == parsed["seed"]
     assert header["dataset"] == job.dataset.table
     assert header["data_digest"] == given.digits("train").digest()
