@@ -28,7 +28,10 @@ MICROBATCH_VALUES = 4_000_000
 """By default a microbatch holds at most so many pixel values: 256 images of CIFAR's size, 26 of ImageNet's."""
 _ENGINE = tuple(
     f"{name}.py"
-    for name in ["arithmetic", "bpda", "datasets", "evaluate", "judge", "models", "randomness", "typicality"]
+    for name in (
+        *("arithmetic", "bpda", "datasets", "evaluate", "judge", "label_map", "models", "randomness", "readout"),
+        "typicality",
+    )
 )
 _ENGINE_ROOMS = ("backends",)
 

@@ -52,8 +52,13 @@ class SliceTable(Options):
     subset: Literal["first", "stratified"] = option("first", help="which samples a limit keeps")
     subset_seed: int = option(0, help="seed of a stratified subset", ge=0)
     classes: tuple[str | int, ...] | None = option(None, help="keep only samples of these classes (names or indices)")
-    label_map: dict[str, str | int] = option(
-        help="rename classes of the data set to classes of the model", default_factory=dict
+    label_map: dict[str, str | int | tuple[int, ...]] | str = option(
+        help="classes of the data set -> classes of the model: names, indices or, where any of several is right, lists"
+        " of indices; or a JSON file that says so (a relative path starts at the data root)",
+        default_factory=dict,
+    )
+    restrict: bool = option(
+        False, help="the model chooses among the classes kept alone, whatever its others score (ImageNet-A)"
     )
 
 
