@@ -153,6 +153,11 @@ class ModelView:
         return self._outputs if self._readout is None else self._readout.width(self._outputs)
 
     @property
+    def own_capabilities(self) -> frozenset[str]:
+        """Without those that the host derives from others."""
+        return self._own
+
+    @property
     def density_tag(self) -> DensityTag:
         tag: DensityTag = self._model.density_tag
         return tag

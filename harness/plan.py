@@ -138,7 +138,14 @@ def _cell(model: ModelEntry, threat: ThreatEntry, dataset: str) -> Cell:
     skip = ""
     if lacking:
         skip = f"threat '{threat.info.name}' needs {', '.join(lacking)}, which model '{model.name}' does not have"
+    elif reason := unmet(threat, model.info.capabilities):
+        skip = f"threat '{threat.info.name}' on model '{model.name}': {reason}"
     return Cell(f"{model.name}/{threat.label}/{dataset}", model, threat, dataset, skip)
+
+
+def unmet(threat: ThreatEntry, capabilities: frozenset[str]) -> str:
+    """What a model of these capabilities of its own lacks for the threat's options, in a line; empty where nothing."""
+    return threat.info.lacking(threat.options, capabilities) if threat.info.lacking else ""
 
 
 def resolve(
@@ -161,7 +168,7 @@ def resolve(
     whole = slices.get(None)
     runnable = [cell for cell in cells if not cell.skip]
     entries = {cell.model.name: cell.model for cell in runnable}
-    digests, broken = _model_digests(entries, whole.facts, device, suite.folder)
+    digests, broken, capabilities = _model_digests(entries, whole.facts, device, suite.folder)
     builder = _ThreatInputs(suite, whole.facts, host, data_root)
     microbatch = microbatch_of(suite, whole.facts)
     layout = _Layout(suite, host, slices, _common_key(suite, host, device, microbatch), digests, builder, data_root)
@@ -169,6 +176,8 @@ def resolve(
     for cell in runnable:
         fault = broken.get(cell.model.name)
         try:
+            if fault is None and (reason := unmet(cell.threat, capabilities[cell.model.name])):
+                fault = f"threat '{cell.threat.label}' on model '{cell.model.name}': {reason}", ""
             if fault is None:
                 planned.append(layout.cell(cell))
         except Exception as error:
@@ -218,16 +227,18 @@ def _audited_by_replays(cell: PlannedCell, cells: Sequence[PlannedCell]) -> Plan
 
 def _model_digests(
     entries: Mapping[str, ModelEntry], facts: DatasetFacts, device: str, folder: Path
-) -> tuple[dict[str, str], _Faults]:
-    """Digest of each model by name, and what is wrong with those that cannot be built."""
+) -> tuple[dict[str, str], _Faults, dict[str, frozenset[str]]]:
+    """By name the digest of each model, what is wrong with those that cannot be built, and what the others can do."""
     digests: dict[str, str] = {}
     faults: _Faults = {}
+    capabilities: dict[str, frozenset[str]] = {}
     for name, entry in entries.items():
         try:
-            digests[name] = model_digest(entry, build_model(entry, facts, device, folder), facts, device)
+            built = build_model(entry, facts, device, folder)
+            digests[name], capabilities[name] = model_digest(entry, built, facts, device), built.capabilities
         except Exception as error:
             faults[name] = _fault(f"model '{name}'", error)
-    return digests, faults
+    return digests, faults, capabilities
 
 
 class _ThreatInputs:

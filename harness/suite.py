@@ -218,6 +218,8 @@ def parse_suite(document: Mapping[str, Any], host: Host, *, source: str = "suite
     models = _models(document.get("models"), host, problems)
     threats = _threats(document.get("threats"), host, problems)
     metrics = _metrics(document.get("metrics", {}), host, problems)
+    if isinstance(document.get("models"), dict):
+        problems.extend(_unknown_models(metrics, list(document["models"])))
     gate = _table(GateOptions, document["gate"], "gate", problems) if "gate" in document else None
     for index, rule in enumerate(gate.rules if gate else ()):
         if rule.metric.partition("[")[0] not in host.metrics:
@@ -403,6 +405,22 @@ def _metrics(raw: Any, host: Host, problems: list[str]) -> dict[str, BaseModel]:
         if options is not None:
             found[name] = options
     return found
+
+
+def _unknown_models(metrics: Mapping[str, BaseModel], models: Sequence[str]) -> Iterator[str]:
+    """Options of metrics that name a model (`model_or` of `harness.options.option`) which the suite has not."""
+    for metric, options in metrics.items():
+        for key, field_info in type(options).model_fields.items():
+            extra = field_info.json_schema_extra
+            others = extra.get("model_or") if isinstance(extra, dict) else None
+            named = getattr(options, key)
+            if isinstance(others, list) and named not in (*models, *others):
+                known = [*models, *(str(other) for other in others if other)]
+                allowed = "".join(f' or "{other}"' for other in others if other)
+                yield (
+                    f"metrics.{metric} {key}: '{named}' is no model of the suite ({', '.join(models)}){allowed}"
+                    f"{did_you_mean(str(named), known)}"
+                )
 
 
 def _name_problem(where: str, name: str) -> list[str]:

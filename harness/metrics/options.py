@@ -13,6 +13,7 @@ class ReferenceOptions(Options):
     reference: str = option(
         ALEXNET,
         help='"alexnet": its published error rates on ImageNet-C, for ImageNet; or the name of a model of the suite',
+        model_or=(ALEXNET,),
     )
 
 
@@ -20,5 +21,7 @@ class BackgroundOptions(Options):
     """The background model of the likelihood ratio."""
 
     background: str = option(
-        "", help="name of the suite's model that knows the background alone, such as one trained on noisy images"
+        "",
+        help="name of the suite's model that knows the background alone, such as one trained on noisy images",
+        model_or=("",),
     )
