@@ -51,12 +51,14 @@ class BuiltThreat:
 
     `budget` is what it was when built: the host holds every image to that. `inputs` is a digest of what the threat
     reads beside its options: the data sets it opened, the files it names in an attribute `files`, and what it says
-    of anything else in an attribute `inputs` (JSON).
+    of anything else in an attribute `inputs` (JSON). `left_out`, of an attribute of that name, is what it cannot show
+    here of what was asked for, and why, in a line; reports say so.
     """
 
     threat: Threat
     budget: Budget | None
     inputs: str = ""
+    left_out: str = ""
 
 
 def open_dataset(entry: DatasetEntry, host: Host, data_root: Path | None, limit: int | None = None) -> DatasetSlice:
@@ -164,7 +166,7 @@ def build_threat(
         )
     files: Iterable[Path] = getattr(threat, "files", ())
     parts = [opened, [file_digest(Path(f)) for f in files], *([threat.inputs] if hasattr(threat, "inputs") else [])]
-    return BuiltThreat(threat, budget, digest_of(parts))
+    return BuiltThreat(threat, budget, digest_of(parts), str(getattr(threat, "left_out", "")))
 
 
 def on_import_path(folder: Path) -> None:

@@ -18,7 +18,7 @@ from harness.errors import HarnessError, NothingToRunError, did_you_mean, needs_
 from harness.gate_options import matches_glob
 from harness.host import Host
 from harness.info import Probe
-from harness.loading import build_model, build_threat, code_version, digest_of, model_digest, open_dataset
+from harness.loading import BuiltThreat, build_model, build_threat, code_version, digest_of, model_digest, open_dataset
 from harness.store import CellManifest, ProbeManifest
 from harness.suite import DatasetEntry, ModelEntry, Suite, ThreatEntry, threat_entry
 
@@ -58,6 +58,8 @@ class PlannedCell:
         reference: the cell of held-out scores that it reads.
         probes: the probes that audit it.
         serves: of an auxiliary cell, the cell that it was first planned for.
+        left_out: what the threat cannot show here, and why, in a line.
+        classes: how many the data have.
     """
 
     cell: Cell
@@ -71,6 +73,8 @@ class PlannedCell:
     reference: PlannedCell | None = None
     probes: tuple[ProbeManifest, ...] = ()
     serves: str = ""
+    left_out: str = ""
+    classes: int = 0
 
     def shards(self) -> list[Ints]:
         """The sample ids of each shard. Never depends on the number of workers."""
@@ -93,6 +97,8 @@ class PlannedCell:
             budget=cell.threat.budget,
             role=self.role,
             probes=self.probes,
+            left_out=self.left_out,
+            classes=self.classes,
         )
 
 
@@ -246,20 +252,28 @@ class _ThreatInputs:
 
     def __init__(self, suite: Suite, facts: DatasetFacts, host: Host, data_root: Path | None) -> None:
         self._suite, self._facts, self._host, self._root = suite, facts, host, data_root
-        self._inputs: dict[str, str] = {}  # by label
+        self._built: dict[str, BuiltThreat] = {}  # by label
         self._code: dict[str, str] = {}  # by plugin: hashing a package takes milliseconds, and a suite has many cells
+
+    def built(self, entry: ThreatEntry) -> BuiltThreat:
+        """
+        Raises:
+            HarnessError: the threat cannot be built.
+        """
+        if entry.label not in self._built:
+            built = build_threat(entry, self._facts, self._host, self._root, self._suite.folder, self._own)
+            self._built[entry.label] = built
+        return self._built[entry.label]
 
     def of(self, entry: ThreatEntry) -> dict[str, str]:
         """
         Raises:
             HarnessError: the threat cannot be built.
         """
-        if entry.label not in self._inputs:
-            built = build_threat(entry, self._facts, self._host, self._root, self._suite.folder, self._own)
-            self._inputs[entry.label] = built.inputs
+        inputs = self.built(entry).inputs
         if entry.info.name not in self._code:
             self._code[entry.info.name] = code_version(entry.info.factory)
-        return {"code": self._code[entry.info.name], "inputs": self._inputs[entry.label]}
+        return {"code": self._code[entry.info.name], "inputs": inputs}
 
     def _own(self) -> DatasetSlice:
         return open_dataset(self._suite.dataset, self._host, self._root)
@@ -310,7 +324,12 @@ class _Layout:
     def cell(self, cell: Cell) -> PlannedCell:
         ids = self.slices.get(cell.threat.limit).ids
         planned = self._planned(cell, ids, self.slices.digest(cell.threat.limit))
-        return replace(planned, probes=tuple(self._probe(planned, p) for p in self._probes_of(cell)))
+        return replace(
+            planned,
+            probes=tuple(self._probe(planned, p) for p in self._probes_of(cell)),
+            left_out=self.inputs.built(cell.threat).left_out,
+            classes=self.slices.get(None).facts.num_classes,
+        )
 
     def _probes_of(self, cell: Cell) -> Sequence[Probe]:
         return auxiliary.probes_of(cell.model, cell.threat, self.suite.settings.probes)

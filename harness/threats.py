@@ -105,7 +105,11 @@ row's sample.
 
 
 class Threat(Protocol):
-    """A threat: samples in, rows out. `budget` is what the host holds an attack to; None for anything else."""
+    """A threat: samples in, rows out. `budget` is what the host holds an attack to; None for anything else.
+
+    It may have attributes `files` and `inputs`, what its rows depend on beside the options, and `left_out`, what it
+    cannot show here (see `harness.loading.BuiltThreat`).
+    """
 
     budget: Budget | None
 

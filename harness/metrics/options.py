@@ -12,7 +12,8 @@ class ReferenceOptions(Options):
 
     reference: str = option(
         ALEXNET,
-        help='"alexnet": its published error rates on ImageNet-C, for ImageNet; or the name of a model of the suite',
+        help='"alexnet": its published error rates on ImageNet-C, for data of 1,000 classes; or the name of a model of'
+        " the suite",
         model_or=(ALEXNET,),
     )
 
