@@ -61,11 +61,14 @@ class Estimator:
         columns = self._reader.columns(cell.id)
         metrics: dict[str, Any] = {}
         applicable = [info for info in self._cell_metrics if columns.issuperset(info.columns)]
-        rows = self._reader.rows(cell.id, dict.fromkeys(name for info in applicable for name in info.columns))
+        given = {
+            info.name: (*info.columns, *(name for name in info.optional if name in columns)) for info in applicable
+        }
+        rows = self._reader.rows(cell.id, dict.fromkeys(name for names in given.values() for name in names))
         for info in applicable:
             metric: Metric = resolve(info.metric, f"metric '{info.name}'")
             try:
-                estimates = metric.estimate({name: rows[name] for name in info.columns}, self._level)
+                estimates = metric.estimate({name: rows[name] for name in given[info.name]}, self._level)
             except HarnessError:
                 raise
             except Exception as error:

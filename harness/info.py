@@ -106,7 +106,8 @@ class DatasetInfo(Info):
 class MetricInfo(Info):
     """A metric: `metric` is (the path of) a `harness.metrics.Metric`, or of a `GroupMetric` where `scope` is "group".
 
-    It applies to every cell whose rows have all of `columns`. `direction` says which way is better, once for all gates.
+    It applies to every cell whose rows have all of `columns`, and is given those of `optional` that they have too.
+    `direction` says which way is better, once for all gates.
     A metric of scope "group" may have `options`, given in the suite as ``[metrics.NAME]``: `metric` is then (the path
     of) a factory, ``factory(options) -> GroupMetric``.
     """
@@ -114,6 +115,7 @@ class MetricInfo(Info):
     metric: str | Any
     columns: tuple[str, ...]
     direction: Direction
+    optional: tuple[str, ...] = ()
     unit: str = ""
     scope: Literal["cell", "group"] = "cell"
     options: str | type | None = None

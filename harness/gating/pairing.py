@@ -93,13 +93,15 @@ class RunPair:
     def _compare(self, cell: str, info: MetricInfo, with_unchanged: bool) -> Comparison:
         metric: Metric = resolve(info.metric, f"metric '{info.name}'")
         keys = ("sample_id", *self.baseline.variants(cell))
-        wanted = dict.fromkeys((*keys, *info.columns))
+        there = self.baseline.columns(cell) & self.candidate.columns(cell)
+        given = (*info.columns, *(name for name in info.optional if name in there))
+        wanted = dict.fromkeys((*keys, *given))
         try:
             ours, theirs = (run.rows(cell, wanted) for run in (self.baseline, self.candidate))
             pair = pair_rows(ours, theirs, keys)
         except HarnessError as error:
             raise type(error)(f"cell {cell}: {error}") from error
-        before, after = _only(pair.baseline, info.columns), _only(pair.candidate, info.columns)
+        before, after = _only(pair.baseline, given), _only(pair.candidate, given)
         still = metric.difference(before, before, self.alpha) if with_unchanged else {}
         unlike = _unlike(ours, theirs, keys[1:], pair.unmatched) if pair.unmatched else ""
         return Comparison(metric.difference(before, after, self.alpha), still, pair.unmatched, unlike)
