@@ -18,7 +18,7 @@ from harness.errors import HarnessError, NothingToRunError, did_you_mean, needs_
 from harness.gate_options import matches_glob
 from harness.host import Host
 from harness.info import Probe
-from harness.loading import BuiltThreat, build_model, build_threat, code_version, digest_of, model_digest, open_dataset
+from harness.loading import build_model, build_threat, code_version, digest_of, model_digest, open_dataset
 from harness.store import CellManifest, ProbeManifest
 from harness.suite import DatasetEntry, ModelEntry, Suite, ThreatEntry, threat_entry
 
@@ -252,17 +252,20 @@ class _ThreatInputs:
 
     def __init__(self, suite: Suite, facts: DatasetFacts, host: Host, data_root: Path | None) -> None:
         self._suite, self._facts, self._host, self._root = suite, facts, host, data_root
-        self._built: dict[str, BuiltThreat] = {}  # by label
+        self._built: dict[str, tuple[str, str]] = {}  # by label: inputs, and what is left out
         self._code: dict[str, str] = {}  # by plugin: hashing a package takes milliseconds, and a suite has many cells
 
-    def built(self, entry: ThreatEntry) -> BuiltThreat:
+    def left_out(self, entry: ThreatEntry) -> str:
         """
         Raises:
             HarnessError: the threat cannot be built.
         """
+        return self._facts_of(entry)[1]
+
+    def _facts_of(self, entry: ThreatEntry) -> tuple[str, str]:
         if entry.label not in self._built:
             built = build_threat(entry, self._facts, self._host, self._root, self._suite.folder, self._own)
-            self._built[entry.label] = built
+            self._built[entry.label] = (built.inputs, built.left_out)
         return self._built[entry.label]
 
     def of(self, entry: ThreatEntry) -> dict[str, str]:
@@ -270,7 +273,7 @@ class _ThreatInputs:
         Raises:
             HarnessError: the threat cannot be built.
         """
-        inputs = self.built(entry).inputs
+        inputs, _ = self._facts_of(entry)
         if entry.info.name not in self._code:
             self._code[entry.info.name] = code_version(entry.info.factory)
         return {"code": self._code[entry.info.name], "inputs": inputs}
@@ -327,7 +330,7 @@ class _Layout:
         return replace(
             planned,
             probes=tuple(self._probe(planned, p) for p in self._probes_of(cell)),
-            left_out=self.inputs.built(cell.threat).left_out,
+            left_out=self.inputs.left_out(cell.threat),
             classes=self.slices.get(None).facts.num_classes,
         )
 

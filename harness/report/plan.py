@@ -107,7 +107,7 @@ def _look_at_threats(
                 entry, facts, host, root, suite.folder, partial(open_dataset, suite.dataset, host, root)
             )
         except HarnessError as error:
-            if isinstance(error, kind) and str(error) not in missing:
+            if isinstance(error, kind) and not any(line in str(error) for line in missing):
                 missing.append(str(error))
             continue
         if built.left_out:
