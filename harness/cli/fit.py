@@ -138,7 +138,9 @@ def run_job(
 
     data = open_dataset(job.dataset, load_host(plugins), data_root)
     if data.facts.readout is not None:
-        raise HarnessError("fit: restrict, and several indices a class in label_map, are for models that are trained")
+        raise HarnessError(
+            "fit: restrict, and lists of indices in label_map, say how a trained model is read; leave them out of --dataset"
+        )
     device = _device(device)
     entry = ModelEntry(job.info.name, job.info, job.options, job.model_table)
     built = build_model(entry, data.facts, device, Path.cwd())
