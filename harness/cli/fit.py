@@ -139,7 +139,8 @@ def run_job(
     data = open_dataset(job.dataset, load_host(plugins), data_root)
     if data.facts.readout is not None:
         raise HarnessError(
-            "fit: restrict, and lists of indices in label_map, say how a trained model is read; leave them out of --dataset"
+            "fit: restrict, and lists of indices in label_map, say how a trained model is read: leave them out of"
+            " --dataset"
         )
     device = _device(device)
     entry = ModelEntry(job.info.name, job.info, job.options, job.model_table)
