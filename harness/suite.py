@@ -182,7 +182,7 @@ def find_suite(path: Path | str) -> Path:
     except OSError as error:
         raise MissingDataError(f"suite {path} cannot be read: {error.strerror or error}") from error
     known = [f.relative_to(shipped).with_suffix("").as_posix() for f in shipped.rglob("*.toml")]
-    wanted = file.with_suffix("").as_posix()
+    wanted = file.as_posix().removesuffix(".toml")  # also of ".", which has no name to take a suffix off
     what = "is a folder; give the suite file" if file.is_dir() else f"no such file{did_you_mean(wanted, known)}"
     raise MissingDataError(f"suite {path}: {what}")
 
