@@ -1,0 +1,1 @@
+"""The substrate of the diffusion plugins: processes, networks, training, sampling."""
