@@ -19,7 +19,7 @@ def register_models(register: Callable[[ModelInfo], None]) -> None:
             source="Song et al. 2021, Score-Based Generative Modeling through Stochastic Differential Equations",
             factory="harness_diffusion.model:build",
             capabilities=frozenset({"Sampler", "Trainable"}),
-            options="harness_diffusion.model_options:DiffusionOptions",
+            options="harness_diffusion.options:DiffusionOptions",
             fit_options="harness_diffusion.options:DenoisingRecipe",
         )
     )

@@ -156,3 +156,25 @@ class DenoisingRecipe(Options):
     precision: Literal["float32", "bfloat16"] = option(
         "float32", help="of the network's arithmetic; weights and loss stay float32"
     )
+
+
+class SamplerOptions(Options):
+    """How images are drawn."""
+
+    sampler: Literal["euler-maruyama", "predictor-corrector", "ddpm", "ddim"] = option(
+        "ddpm",
+        help="reverse diffusion by Euler-Maruyama, the same with Langevin steps in between, ancestral sampling, or DDIM,"
+        " which adds no noise",
+    )
+    steps: int = option(100, help="steps from noise to image", ge=1)
+    corrector_steps: int = option(1, help="Langevin steps after each step of the predictor-corrector", ge=1)
+    corrector_snr: float = option(0.16, help="signal-to-noise ratio that sets the length of a Langevin step", gt=0)
+    smallest_time: float | None = option(
+        None, help="time at which sampling ends; by default 1e-5, for sub-VP 1e-2, for ddpm one step", gt=0, lt=1
+    )
+
+
+class DiffusionOptions(DenoiserOptions):
+    """A diffusion model that draws images."""
+
+    sampling: SamplerOptions = option(default_factory=SamplerOptions, help="how images are drawn")

@@ -36,3 +36,8 @@ def dequantise(x: Tensor, levels: int, uniform: Tensor) -> Tensor:
         uniform: noise in [0, 1) of the shape of `x`; 0.5 everywhere gives the middles of the bins.
     """
     return (x * (levels - 1) + uniform) / levels
+
+
+def quantise(x: Tensor, levels: int) -> Tensor:
+    """The inverse of `dequantise`: the grey level in whose bin x lies, as k / (levels - 1); ends are clamped."""
+    return (x * levels).floor().clamp(0, levels - 1) / (levels - 1)
