@@ -1,8 +1,8 @@
 """Small networks of the harness's own: what they take is noisy data, a log-SNR and a class.
 
-Every network here and in `harness_diffusion.foreign` is called ``network(x, condition, y)``: `x` (B, C, H, W), scaled to
-unit variance; `condition` a `Condition`; `y` int64 (B,) or None for a network without classes. It returns (B, C, H, W).
-All of it can be differentiated twice, in forward mode too.
+Every network here and in `harness_diffusion.foreign` is called ``network(x, condition, y)``: `x` (B, C, H, W), scaled
+to unit variance; `condition` a `Condition`; `y` int64 (B,) or None for a network without classes. It returns
+(B, C, H, W). All of it can be differentiated twice, in forward mode too.
 """
 
 from __future__ import annotations

@@ -163,8 +163,8 @@ class SamplerOptions(Options):
 
     sampler: Literal["euler-maruyama", "predictor-corrector", "ddpm", "ddim"] = option(
         "ddpm",
-        help="reverse diffusion by Euler-Maruyama, the same with Langevin steps in between, ancestral sampling, or DDIM,"
-        " which adds no noise",
+        help="reverse diffusion by Euler-Maruyama, the same with Langevin steps in between, ancestral sampling, or"
+        " DDIM, which adds no noise",
     )
     steps: int = option(100, help="steps from noise to image", ge=1)
     corrector_steps: int = option(1, help="Langevin steps after each step of the predictor-corrector", ge=1)

@@ -1,8 +1,8 @@
 """Sampling: the process run backwards from noise to data, on the scale [-1, 1].
 
-The reverse of dx = a x dt + g dW is dx = (a x - g^2 score) dt + g dW, time running down (Anderson 1982; Song et al. 2021,
-equation 6). What predicts the noise is any function, so that guidance is a function around a denoiser's. Each sample's
-randomness is its own stream, and no step depends on the other samples.
+The reverse of dx = a x dt + g dW is dx = (a x - g^2 score) dt + g dW, time running down (Anderson 1982; Song et al.
+2021, equation 6). What predicts the noise is any function, so that guidance is a function around a denoiser's. Each
+sample's randomness is its own stream, and no step depends on the other samples.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def sample(
 ) -> Tensor:
     """One image (C, H, W) = `shape` for each stream of `draws`, not clamped: (B, C, H, W).
 
-    Times run down from 1 to `smallest_time` in equal steps; what is returned is the data expected behind the last state.
+    Times run down from 1 to `smallest_time` in equal steps; returned are the data expected behind the last state.
     """
     smallest = process.smallest_time if options.smallest_time is None else options.smallest_time
     times = torch.linspace(1.0, smallest, options.steps + 1, dtype=torch.float64, device=draws.ids.device)
