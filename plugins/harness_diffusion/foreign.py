@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from harness.errors import MissingDataError, ModelError, did_you_mean, one_line
-from harness_diffusion.networks import Condition
+from harness_diffusion.networks import Condition, LayerNorm
 from harness_diffusion.options import DiffusersOptions
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -45,6 +45,8 @@ class Foreign(nn.Module):
         for module in inner.modules():
             if isinstance(module, nn.GroupNorm):  # in forward mode it takes no other memory layout
                 module.register_forward_pre_hook(lambda _, given: (given[0].contiguous(), *given[1:]))
+            elif type(module) is nn.LayerNorm:
+                module.__class__ = LayerNorm
 
     def forward(self, x: Tensor, condition: Condition, y: Tensor | None = None) -> Tensor:
         """(B, C, H, W); of a network that predicts variances too, the mean."""

@@ -58,10 +58,27 @@ class Embedding(nn.Module):
         return F.silu(out)
 
 
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation of plain operations, outside training.
+
+    The gradient of a forward-mode derivative is silently wrong through torch's own (pytorch issue 196700).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return super().forward(x)
+        axes = tuple(range(-len(self.normalized_shape), 0))
+        h = x - x.mean(dim=axes, keepdim=True)
+        h = h * torch.rsqrt(h.square().mean(dim=axes, keepdim=True) + self.eps)
+        if self.weight is not None:
+            h = h * self.weight
+        return h if self.bias is None else h + self.bias
+
+
 class _MLPBlock(nn.Module):
     def __init__(self, width: int, embedding: int, dropout: float) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.norm = LayerNorm(width, elementwise_affine=False)
         self.film = nn.Linear(embedding, 2 * width)
         self.inner = nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
@@ -93,7 +110,7 @@ class MLP(nn.Module):
         self.embedding = Embedding(embedding, num_classes)
         self.first = nn.Linear(size, width)
         self.blocks = nn.ModuleList(_MLPBlock(width, embedding, dropout) for _ in range(blocks))
-        self.norm = nn.LayerNorm(width)
+        self.norm = LayerNorm(width)
         self.last = _zeroed(nn.Linear(width, size))
 
     def forward(self, x: Tensor, condition: Condition, y: Tensor | None = None) -> Tensor:

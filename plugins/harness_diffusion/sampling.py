@@ -71,13 +71,13 @@ def euler_maruyama_step(noise_of: NoiseOf, process: Process, x: Tensor, t: Tenso
 def langevin_step(noise_of: NoiseOf, process: Process, x: Tensor, t: Tensor, noise: Tensor, snr: float) -> Tensor:
     """One step of Langevin dynamics at time t (B,): the corrector (Song et al. 2021, algorithms 4 and 5).
 
-    The length of the step is 2 alpha^2 (snr |noise| / |score|)^2, of each sample for itself; the reference code takes
-    norms averaged over the batch, which would make a sample depend on its neighbours.
+    Its length is 2 (snr sigma)^2. In the paper sigma is |noise| / |score|, norms averaged over the batch, which would
+    make a sample depend on its neighbours; taken of each sample for itself, its steps would depend on where it is, and
+    the distribution would not stay what it is.
     """
-    score = -noise_of(x, t) / per_sample(process.std(t), x)
-    ratio = noise.flatten(1).norm(dim=1) / score.flatten(1).norm(dim=1).clamp_min(1e-12)
-    step = 2 * process.mean_coefficient(t).square() * (snr * ratio.double()).square()
-    return x + per_sample(step, x) * score + per_sample((2 * step).sqrt(), x) * noise
+    sigma = process.std(t)
+    step = 2 * (snr * sigma).square()
+    return x - per_sample(step / sigma, x) * noise_of(x, t) + per_sample((2 * step).sqrt(), x) * noise
 
 
 def ddpm_step(noise_of: NoiseOf, process: Process, x: Tensor, t: Tensor, s: Tensor, noise: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -34,14 +35,17 @@ class Mixture:
 
     def log_prob(self, x: Tensor) -> Tensor:
         """(B,) of x (B, D)."""
-        parts = torch.distributions.Normal(self.means, self.stds).log_prob(x[:, None]).sum(dim=2)
-        return (parts + self.weights.log()).logsumexp(dim=1)
+        return self._parts(x).logsumexp(dim=1)
 
     def score(self, x: Tensor) -> Tensor:
         """(B, D) gradient of `log_prob`."""
-        parts = torch.distributions.Normal(self.means, self.stds).log_prob(x[:, None]).sum(dim=2)
-        shares = (parts + self.weights.log()).softmax(dim=1)
+        shares = self._parts(x).softmax(dim=1)
         return (shares[:, :, None] * (self.means - x[:, None]) / self.stds.square()).sum(dim=1)
+
+    def _parts(self, x: Tensor) -> Tensor:
+        heights = (x[:, None] - self.means) / self.stds
+        constant = self.stds.log().sum(dim=1) + 0.5 * x.shape[1] * math.log(2 * math.pi)
+        return self.weights.log() - 0.5 * heights.square().sum(dim=2) - constant
 
 
 class Knowing(nn.Module):
