@@ -90,6 +90,9 @@ def find_source(options: DenoiserOptions, context: ModelContext, builtin: Path =
         raise ModelError(
             f"checkpoint {weights} knows {blueprint.num_classes} classes, '{facts.name}' has {facts.num_classes}"
         )
+    for name in Design.model_fields:
+        if name in options.model_fields_set and getattr(options, name) != getattr(blueprint, name):
+            raise ModelError(f"checkpoint {weights} was made with another `{name}`: leave it out, the file says it")
     return Source(blueprint, weights)
 
 

@@ -123,13 +123,6 @@ class DenoiserOptions(Design):
         " it says by itself what to build",
     )
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        given = [name for name in Design.model_fields if name in self.model_fields_set]
-        if self.checkpoint is not None and given:
-            raise problem(f"the checkpoint says what `{given[0]}` is: leave it out")
-        return self
-
 
 class DenoisingRecipe(Options):
     """How a denoiser is trained: denoising score matching."""
