@@ -112,6 +112,9 @@ class Blueprint(Design):
     shape: tuple[int, int, int] = option(help="(C, H, W) of the images")
     num_classes: int = option(help="classes, the null class not counted", ge=1)
     levels: int = option(help="grey levels of the data, by which images are dequantised", ge=2)
+    smallest_time: float | None = option(
+        None, help="where the times that it was trained on begin; by default where the process says", gt=0, lt=1
+    )
 
 
 class DenoiserOptions(Design):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +43,22 @@ def test_conformance(check: Any) -> None:
 def test_trained_from_the_command_line(tmp_path: Path) -> None:
     """The checkpoint says what it holds, training again finds it done, and another recipe is one line."""
     out = tmp_path / "d.safetensors"
-    installed = any(point.value == "harness_diffusion" for point in entry_points(group="harness"))
-    plugin = () if installed else ("-p", "harness_diffusion")
     sets = ("network.width=16", "network.blocks=1", "network.kind=mlp", "process.kind=sub-vp", "epochs=2")
 
     def fit(*more: str) -> Result:
         options = (part for text in (*sets, *more) for part in ("--set", text))
-        arguments = ("diffusion", *plugin, "--dataset", "digits", "--device", "cpu", "--out", str(out), *options)
+        arguments = (
+            "diffusion",
+            "-p",
+            "harness_diffusion",
+            "--dataset",
+            "digits",
+            "--device",
+            "cpu",
+            "--out",
+            str(out),
+            *options,
+        )
         return CliRunner().invoke(command, arguments)
 
     first = fit()
