@@ -101,7 +101,12 @@ def make_denoiser(blueprint: Blueprint) -> Denoiser:
     classes = blueprint.num_classes if blueprint.conditional else 0
     process = processes.from_header(blueprint.process.model_dump())
     return Denoiser(
-        _make_network(blueprint, process, classes), process, blueprint.parameterisation, classes, blueprint.null_class
+        _make_network(blueprint, process, classes),
+        process,
+        blueprint.parameterisation,
+        classes,
+        blueprint.null_class,
+        blueprint.smallest_time,
     )
 
 

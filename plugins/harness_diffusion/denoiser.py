@@ -27,18 +27,25 @@ class Denoiser(nn.Module):
             sqrt(alpha^2 + sigma^2) (Salimans & Ho 2022, *Progressive Distillation*, where that is 1).
         num_classes: the null class not counted; 0 for a network that is told no class.
         null_class: whether the network knows a class for none; its number is `num_classes`.
+        smallest_time: where the times trained on begin; below it answers are extrapolated.
     """
 
     def __init__(
-        self, network: nn.Module, process: Process, parameterisation: Parameterisation, num_classes: int,
+        self,
+        network: nn.Module,
+        process: Process,
+        parameterisation: Parameterisation,
+        num_classes: int,
         null_class: bool,
-    ) -> None:  # fmt: skip
+        smallest_time: float | None = None,
+    ) -> None:
         super().__init__()
         self.network = network
         self.process = process
         self.parameterisation = parameterisation
         self.num_classes = num_classes
         self.null_class = null_class and num_classes > 0
+        self.smallest_time = process.smallest_time if smallest_time is None else smallest_time
 
     def noise(self, x: Tensor, t: Time, y: Tensor | None = None) -> Tensor:
         """The noise in x(t), as expected given x(t): eps-prediction."""

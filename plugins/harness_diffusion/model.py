@@ -50,6 +50,7 @@ class DiffusionModel(nn.Module):
             self.source.blueprint.shape,
             draws,
             self.options.sampling,
+            self.denoiser.smallest_time,
         )
         return quantise(to_image(v), self.source.blueprint.levels)
 

@@ -165,9 +165,6 @@ class SamplerOptions(Options):
     steps: int = option(100, help="steps from noise to image", ge=1)
     corrector_steps: int = option(1, help="Langevin steps after each step of the predictor-corrector", ge=1)
     corrector_snr: float = option(0.16, help="signal-to-noise ratio that sets the length of a Langevin step", gt=0)
-    smallest_time: float | None = option(
-        None, help="time at which sampling ends; by default 1e-5, for sub-VP 1e-2, for ddpm one step", gt=0, lt=1
-    )
 
 
 class DiffusionOptions(DenoiserOptions):

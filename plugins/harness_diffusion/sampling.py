@@ -29,13 +29,13 @@ def sample(
     shape: Sequence[int],
     draws: Draws,
     options: SamplerOptions,
+    smallest: float,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """One image (C, H, W) = `shape` for each stream of `draws`, not clamped: (B, C, H, W).
 
-    Times run down from 1 to `smallest_time` in equal steps; returned are the data expected behind the last state.
+    Times run down from 1 to `smallest` in equal steps; returned are the data expected behind the last state.
     """
-    smallest = process.smallest_time if options.smallest_time is None else options.smallest_time
     times = torch.linspace(1.0, smallest, options.steps + 1, dtype=torch.float64, device=draws.ids.device)
     x = process.prior_sample(draws.normal("prior", 0, shape, dtype))
     everyone = times.new_ones(len(draws))

@@ -42,7 +42,7 @@ def fit(source: Source, data: DatasetSlice, recipe: DenoisingRecipe, session: Fi
     if not len(data):
         raise HarnessError("training needs images: there is none in the data set")
     denoiser = source.make(session.seed).to(session.device)
-    smallest = _smallest_time(denoiser.process, recipe)
+    smallest = denoiser.process.smallest_time if recipe.smallest_time is None else recipe.smallest_time
     training = _Training(denoiser, data, recipe, smallest, session.seed)
     first, loss = training.restore(session)
     saved = -math.inf
@@ -53,7 +53,8 @@ def fit(source: Source, data: DatasetSlice, recipe: DenoisingRecipe, session: Fi
             saved = time.monotonic()
         session.progress(epoch + 1, recipe.epochs, {"loss": loss})
     training.use_average()
-    session.notes[NOTE] = note(source.blueprint)
+    denoiser.smallest_time = smallest
+    session.notes[NOTE] = note(source.blueprint.model_copy(update={"smallest_time": smallest}))
     session.finish(holder(denoiser).state_dict(), loss=loss)
     return denoiser.eval()
 
@@ -224,10 +225,6 @@ def learning_rate(recipe: DenoisingRecipe, step: int, steps: int) -> float:
     """The learning rate of a step: it rises linearly over the first `warmup` steps and falls to zero on a cosine."""
     rise = min(1.0, (step + 1) / recipe.warmup) if recipe.warmup else 1.0
     return recipe.lr * rise * 0.5 * (1 + math.cos(math.pi * step / steps))
-
-
-def _smallest_time(process: Process, recipe: DenoisingRecipe) -> float:
-    return process.smallest_time if recipe.smallest_time is None else recipe.smallest_time
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

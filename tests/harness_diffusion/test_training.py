@@ -131,6 +131,12 @@ def test_training_goes_on_from_a_checkpoint_where_one_is_named(bars: DatasetSlic
         torch.testing.assert_close(still[name], first[name])
 
 
+def test_the_checkpoint_says_where_times_began(bars: DatasetSlice, tmp_path: Path) -> None:
+    for name, recipe, wanted in (("a", {}, 1e-5), ("b", {"smallest_time": 0.02}, 0.02)):
+        run(bars, tmp_path / f"{name}.safetensors", {**recipe, "epochs": 1})
+        assert source_for(bars, tmp_path, checkpoint=f"{name}.safetensors").make().smallest_time == wanted
+
+
 def test_the_average_is_what_is_kept(bars: DatasetSlice, tmp_path: Path) -> None:
     """With decay 0 the last weights are kept; with more, something between them and earlier ones."""
     last, _ = run(bars, tmp_path / "a.safetensors", {"ema": 0.0})
