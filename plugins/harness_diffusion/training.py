@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -210,14 +211,13 @@ class _Images:
         if 4 * len(data) * math.prod(data.facts.shape) <= _CACHED_BYTES:
             x, y = data.load(data.ids)
             self._cached = x.to(device), y.to(device)
-            self._place = {int(sample): place for place, sample in enumerate(data.ids)}
 
     def load(self, ids: Ints) -> tuple[Tensor, Tensor]:
         """Images (B, C, H, W) in [0, 1] and labels (B,)."""
         if self._cached is None:
             x, y = self._data.load(ids)
             return x.to(self.device), y.to(self.device)
-        places = torch.tensor([self._place[int(sample)] for sample in ids], device=self.device)
+        places = torch.from_numpy(np.searchsorted(self.ids, ids)).to(self.device)  # a slice's ids are in order
         return self._cached[0][places], self._cached[1][places]
 
 
