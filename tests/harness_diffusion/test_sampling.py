@@ -49,9 +49,9 @@ def distance(values: Tensor, mixture: Any, axis: int) -> float:
         ("ddpm", DDPM(schedule="cosine"), 150),
         ("ddim", VE(), 100),
         ("ddim", SubVP(), 100),
-        ("euler-maruyama", VP(), 300),
-        ("predictor-corrector", VE(), 120),
-        ("predictor-corrector", SubVP(), 120),
+        ("euler-maruyama", VP(), 200),
+        ("predictor-corrector", VE(), 80),
+        ("predictor-corrector", SubVP(), 80),
     ],
     ids=str,
 )

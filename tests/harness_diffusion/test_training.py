@@ -24,7 +24,7 @@ from harness.randomness import draws_for
 from harness.training import FitSession
 
 SMALL: dict[str, Any] = {"network": {"kind": "mlp", "width": 32, "blocks": 1}}
-RECIPE: dict[str, Any] = {"epochs": 6, "batch_size": 16, "warmup": 5, "ema": 0.9}
+RECIPE: dict[str, Any] = {"epochs": 4, "batch_size": 20, "warmup": 5, "ema": 0.9}
 
 
 class StopError(Exception):
@@ -60,11 +60,11 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 @pytest.mark.parametrize("objective", ["uniform", "likelihood", "importance", "mixture"])
 def test_training_lowers_the_loss(objective: str, bars: DatasetSlice, tmp_path: Path) -> None:
     reports: list[float] = []
-    recipe = DenoisingRecipe.model_validate({**RECIPE, "objective": objective, "epochs": 40, "lr": 3e-3})
+    recipe = DenoisingRecipe.model_validate({**RECIPE, "objective": objective, "epochs": 25, "lr": 4e-3})
     session = FitSession(tmp_path / "w.safetensors", {}, 0, lambda done, total, values: reports.append(values["loss"]))
     denoiser = fit(source_for(bars, tmp_path), bars, recipe, session)
-    assert len(reports) == 40
-    assert sum(reports[-5:]) < 0.75 * sum(reports[:5])
+    assert len(reports) == 25
+    assert sum(reports[-5:]) < 0.8 * sum(reports[:5])
     assert not denoiser.training
     assert checkpoints.read_header(session.out)["results"]["loss"] == reports[-1]
 
@@ -100,7 +100,7 @@ def test_an_interrupted_training_ends_with_the_same_bits(
 ) -> None:
     monkeypatch.setattr(training, "_SAVE_EVERY", 0.0)
     whole, header = run(bars, tmp_path / "whole.safetensors", recipe, **options)
-    for epoch in (1, 3, 6):
+    for epoch in (1, 4):
         out = tmp_path / f"cut{epoch}.safetensors"
         with pytest.raises(StopError):
             run(bars, out, recipe, stop_after=epoch, **options)
