@@ -137,6 +137,11 @@ def run_job(
     from harness.training import FitSession
 
     data = open_dataset(job.dataset, load_host(plugins), data_root)
+    if data.facts.readout is not None:
+        raise HarnessError(
+            "fit: restrict, and lists of indices in label_map, say how a trained model is read: leave them out of"
+            " --dataset"
+        )
     device = _device(device)
     entry = ModelEntry(job.info.name, job.info, job.options, job.model_table)
     built = build_model(entry, data.facts, device, Path.cwd())
@@ -166,7 +171,7 @@ def _finished(session: Any, out: Path) -> bool:
             continue
         written = read_header(path)
         wanted = json.loads(json.dumps(dict(session.header)))
-        if {k: v for k, v in written.items() if k not in ("state", "results")} != wanted:
+        if {k: v for k, v in written.items() if k not in ("state", "notes", "results")} != wanted:
             changed = [key for key in wanted if written.get(key) != wanted[key]] or ["header"]
             raise HarnessError(
                 f"{path} is a {name} made otherwise ({', '.join(changed)} differ); --fresh replaces it, or choose"
