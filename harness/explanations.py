@@ -37,8 +37,8 @@ class AttackedImage:
     Attributes:
         threat: the attack, as the run calls it.
         x: float32 (1, C, H, W) in [0, 1], the image that the run stored.
-        iterates: float32 (T, C, H, W), the images at which the attack asked the model, in their order: its way, restarts
-            and trials included. Recorded by repeating the attack on the random numbers of the run; where there were
+        iterates: float32 (T, C, H, W), the images at which the attack asked the model, in their order: its way,
+            restarts and trials included. Recorded by repeating the attack on the random numbers of the run; where there were
             very many, every second, fourth, ... one. Empty where the attack cannot be repeated.
         repeated: whether the repeated attack ended at the stored image.
     """
@@ -122,17 +122,9 @@ def write_pictures(
     entries = []
     for picture in pictures:
         file = f"{_stem(model, sample_id)}-{_plain(picture.name)}.png"
-        entries.append(
-            {
-                "model": model,
-                "sample_id": sample_id,
-                "made_of": made_of,
-                "file": file,
-                "title": picture.title,
-                "caption": picture.caption,
-                "numbers": dict(picture.numbers),
-            }  # fmt: skip
-        )
+        about = {"model": model, "sample_id": sample_id, "made_of": made_of, "file": file}
+        said = {"title": picture.title, "caption": picture.caption, "numbers": dict(picture.numbers)}
+        entries.append({**about, **said})
     before = _entries(folder)
     kept = [e for e in before if (e["model"], e["sample_id"]) != (model, sample_id)]
     try:
@@ -153,12 +145,11 @@ def read_pictures(folder: Path) -> list[Explanation]:
     Raises:
         HarnessError: its index is damaged.
     """
-    return [
-        Explanation(
-            e["model"], e["sample_id"], e["made_of"], e["title"], e["caption"], folder / e["file"], e["numbers"]
-        )
-        for e in _entries(folder)
-    ]
+    found = []
+    for entry in _entries(folder):
+        path = folder / entry.pop("file")
+        found.append(Explanation(path=path, **entry))
+    return found
 
 
 def _entries(folder: Path) -> list[dict[str, Any]]:
@@ -199,9 +190,12 @@ def collected(pictures: Iterable[Picture], model: str) -> list[Picture]:
 
 
 def _stem(model: str, sample_id: int | None) -> str:
-    digest = hashlib.sha256(model.encode("utf-8", "surrogatepass")).hexdigest()[:6]
-    return f"{_plain(model)}-{digest}-{'model' if sample_id is None else sample_id}"
+    return f"{_plain(model)}-{'model' if sample_id is None else sample_id}"
 
 
 def _plain(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60].strip("-") or "x"
+    """What any file system takes, unlike for unlike texts: a plain one as it is, any other with a digest."""
+    plain = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40].strip("-")
+    if plain == text:
+        return plain
+    return f"{plain or 'x'}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:6]}"

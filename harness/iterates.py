@@ -125,9 +125,7 @@ def task_of(run: Run, cell: CellManifest, sample_id: int, device: str) -> ShardT
         ) from error
     options = {k: v for k, v in without_defaults(threat).items() if k not in ("plugin", "label", "limit")}
     held_out = [c for c in run.reader.cells.values() if c.role == "reference" and c.model == cell.model]
-    reference = (
-        (held_out[0].digest, held_out[0].shards) if held_out and run.reader.is_complete(held_out[0].id) else None
-    )
+    there = [(c.digest, c.shards) for c in held_out if run.reader.is_complete(c.id)]
     return ShardTask(
         setting=replace(setting, folder=str(run.folder), device=device),
         cell=cell.id,
@@ -136,7 +134,7 @@ def task_of(run: Run, cell: CellManifest, sample_id: int, device: str) -> ShardT
         model=(cell.model, model["plugin"], {k: v for k, v in model.items() if k != "plugin"}),
         threat=(cell.threat, threat["plugin"], options),
         ids=np.array([sample_id], dtype=np.int64),
-        reference=reference,
+        reference=there[0] if there else None,
     )
 
 
