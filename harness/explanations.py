@@ -38,8 +38,8 @@ class AttackedImage:
         threat: the attack, as the run calls it.
         x: float32 (1, C, H, W) in [0, 1], the image that the run stored.
         iterates: float32 (T, C, H, W), the images at which the attack asked the model, in their order: its way,
-            restarts and trials included. Recorded by repeating the attack on the random numbers of the run; where there were
-            very many, every second, fourth, ... one. Empty where the attack cannot be repeated.
+            restarts and trials included. Recorded by repeating the attack on the random numbers of the run; where there
+            were very many, every second, fourth, ... one. Empty where the attack cannot be repeated.
         repeated: whether the repeated attack ended at the stored image.
     """
 
