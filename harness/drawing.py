@@ -1,11 +1,14 @@
 """Pictures of explanations: one look, colours that colour-blind readers tell apart, PNG without a display.
 
-matplotlib is imported by the functions, so that importing this costs nothing.
+A function that draws is decorated with ``@style()``. matplotlib is imported when it is called, so that importing this
+costs nothing.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,32 +41,29 @@ _STYLE: Any = {
 }
 
 
+@contextmanager
+def style() -> Iterator[None]:
+    """The look of these pictures, for what is drawn meanwhile; settings of the process stay as they are."""
+    import matplotlib as mpl
+
+    with mpl.rc_context(_STYLE):
+        yield
+
+
 def new_figure(width: float, height: float) -> Figure:
     """A figure of this size in inches, laid out when it is drawn. It belongs to no window and no global state."""
-    import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(_STYLE):
-        return Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
-
-
-def new_axes(figure: Figure, rows: int = 1, columns: int = 1, **options: Any) -> Any:
-    """A grid of axes (rows, columns) in the style of these pictures, as an array; options as of `Figure.subplots`."""
-    import matplotlib as mpl
-
-    with mpl.rc_context(_STYLE):
-        return figure.subplots(rows, columns, squeeze=False, **options)
+    return Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
 
 
 def as_png(figure: Figure) -> bytes:
     """The figure as a PNG file, the same bytes for the same figure."""
-    import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     out = io.BytesIO()
-    with mpl.rc_context(_STYLE):
-        canvas: Any = FigureCanvasAgg(figure)
-        canvas.print_png(out, metadata={"Software": None})
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.print_png(out, metadata={"Software": None})
     return out.getvalue()
 
 
@@ -78,12 +78,15 @@ def draw_image(axes: Axes, image: Tensor) -> None:
 
 
 def draw_map(axes: Axes, values: Tensor, image: Tensor, low: float, high: float, cmap: str = SEQUENTIAL) -> Any:
-    """A map (H', W') over the image (C, H, W) that it belongs to; returns what a colour bar is made of."""
+    """A map (H', W') over the image (C, H, W) that it belongs to; returns what a colour bar is made of.
+
+    The image is paled, so that its dark parts do not change the colours of the map much.
+    """
     height, width = image.shape[1:]
-    draw_image(axes, image)
+    draw_image(axes, 0.55 + 0.45 * image)
     return axes.imshow(
         values.detach().double().cpu().numpy(),
-        cmap=cmap, vmin=low, vmax=high, alpha=0.7, interpolation="nearest",
+        cmap=cmap, vmin=low, vmax=high, alpha=0.65, interpolation="nearest",
         extent=(-0.5, width - 0.5, height - 0.5, -0.5),
     )  # fmt: skip
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness.drawing import as_png, bare, draw_image, draw_map, new_axes, new_figure
+from harness.drawing import as_png, bare, draw_image, draw_map, new_figure
 from harness.explanations import ExplainedSample, Picture, class_name
 
 if TYPE_CHECKING:
@@ -87,13 +87,14 @@ def _shown(view: ModelView, title: str, x: Tensor, classes: Sequence[int]) -> Sh
     return Shown(title, x, prediction, maps.detach().double().cpu())
 
 
+@style()
 def _picture(
     name: str, title: str, rows: Sequence[Shown], classes: Sequence[int], sample: ExplainedSample, unit: str
 ) -> Picture:
     low = min(float(row.maps.min()) for row in rows)
     high = max(float(row.maps.max()) for row in rows)
     figure = new_figure(_SIDE * (1 + len(classes)) + 0.9, (_SIDE + 0.45) * len(rows))
-    axes = new_axes(figure, len(rows), 1 + len(classes))
+    axes = figure.subplots(len(rows), 1 + len(classes))
     for line, row in zip(axes, rows, strict=True):
         draw_image(line[0], row.x[0])
         said = "" if row.prediction is None else f"\npredicted: {class_name(sample.class_names, row.prediction)}"

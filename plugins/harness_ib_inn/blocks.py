@@ -1,8 +1,7 @@
 """Invertible blocks, each with its exact inverse and its exact log-determinant.
 
-``forward(x) -> (y, log_det)`` takes (B, C, H, W) and gives log|det dy/dx| as float64 (B,): sums over many thousand entries
-are formed in float64, so that log-likelihoods of large images keep their class differences. ``inverse(y) -> x``.
-Symbols as in Mackowiak et al. 2021, appendix B.1.
+``forward(x) -> (y, log_det)`` takes (B, C, H, W) and gives log|det dy/dx| as float64 (B,): sums over many thousand
+entries are formed in float64. ``inverse(y) -> x``. Symbols as in Mackowiak et al. 2021, appendix B.1.
 """
 
 from __future__ import annotations
@@ -122,8 +121,8 @@ class Permutation(Invertible):
 def haar_orthogonal(n: int, generator: Generator) -> Tensor:
     """A draw from the Haar measure on O(n), float64 (n, n).
 
-    The Q of a Gaussian matrix, its columns multiplied by the signs of R's diagonal (Mezzadri 2007, *How to generate random
-    matrices from the classical compact groups*).
+    The Q of a Gaussian matrix, its columns multiplied by the signs of R's diagonal (Mezzadri 2007, *How to generate
+    random matrices from the classical compact groups*).
     """
     q, r = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))
     out: Tensor = q * r.diagonal().sign()
@@ -135,27 +134,28 @@ class CouplingBlock(Invertible):
 
     def __init__(self, channels: int, subnetwork: Subnetwork, alpha: float, mixing: Invertible) -> None:
         super().__init__()
-        self.split = (channels - channels // 2, channels // 2)
-        self.coupling = AffineCoupling(subnetwork(self.split[0], 2 * self.split[1]), alpha)
+        self.first = channels - channels // 2
+        self.coupling = AffineCoupling(subnetwork(self.first, 2 * (channels // 2)), alpha)
         self.affine = GlobalAffine(channels)
         self.mixing = mixing
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        u1, u2 = x.split(self.split, dim=1)
+        u1, u2 = x[:, : self.first], x[:, self.first :]
         v2, of_coupling = self.coupling(u2, u1)
         y, of_affine = self.affine(torch.cat([u1, v2], dim=1))
         return self.mixing(y)[0], of_coupling + of_affine
 
     def inverse(self, y: Tensor) -> Tensor:
-        v1, v2 = self.affine.inverse(self.mixing.inverse(y)).split(self.split, dim=1)
+        v = self.affine.inverse(self.mixing.inverse(y))
+        v1, v2 = v[:, : self.first], v[:, self.first :]
         return torch.cat([v1, self.coupling.inverse(v2, v1)], dim=1)
 
 
 class DownsamplingCoupling(Invertible):
     """A coupling block within which 2x2 pixels become channels (figure 10): C channels in, 4 C at half the size out.
 
-    The second part is transformed given the first at full resolution, by a subnetwork with a strided convolution; then the
-    first, reordered, given the second, by one at low resolution; global affine and mixing follow.
+    The second part is transformed given the first at full resolution, by a subnetwork with a strided convolution; then
+    the first, reordered, given the second, by one at low resolution; global affine and mixing follow.
     """
 
     def __init__(
@@ -163,28 +163,29 @@ class DownsamplingCoupling(Invertible):
     ) -> None:
         super().__init__()
         first, second = channels - channels // 2, channels // 2
-        self.split, self.split_below = (first, second), (4 * first, 4 * second)
+        self.channels_first = first
         self.second = AffineCoupling(strided(first, 8 * second), alpha)
         self.first = AffineCoupling(low_resolution(4 * second, 8 * first), alpha)
         self.affine = GlobalAffine(4 * channels)
         self.mixing = mixing
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        u1, u2 = x.split(self.split, dim=1)
+        u1, u2 = x[:, : self.channels_first], x[:, self.channels_first :]
         v2, of_second = self.second(F.pixel_unshuffle(u2, 2), u1)
         v1, of_first = self.first(F.pixel_unshuffle(u1, 2), v2)
         y, of_affine = self.affine(torch.cat([v1, v2], dim=1))
         return self.mixing(y)[0], of_second + of_first + of_affine
 
     def inverse(self, y: Tensor) -> Tensor:
-        v1, v2 = self.affine.inverse(self.mixing.inverse(y)).split(self.split_below, dim=1)
+        v = self.affine.inverse(self.mixing.inverse(y))
+        v1, v2 = v[:, : 4 * self.channels_first], v[:, 4 * self.channels_first :]
         u1 = F.pixel_shuffle(self.first.inverse(v1, v2), 2)
         u2 = F.pixel_shuffle(self.second.inverse(v2, u1), 2)
         return torch.cat([u1, u2], dim=1)
 
 
 class HaarDownsampling(Invertible):
-    """2x2 pixels a, b, c, d become their orthonormal Haar wavelet coefficients, C channels in, 4 C at half the size out.
+    """2x2 pixels a, b, c, d become their orthonormal Haar wavelet coefficients: 4 times the channels at half the size.
 
     Channels are ordered by wavelet: mean (a + b + c + d)/2 of all channels, then left minus right, upper minus lower,
     diagonal.

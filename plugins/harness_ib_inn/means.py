@@ -43,15 +43,17 @@ class ClassMeans(nn.Module):
         products = pooled @ means.T + (rest @ prototypes.T) @ weights.T
         gram = prototypes @ prototypes.T
         squares = means.square().sum(dim=1) + ((weights @ gram) * weights).sum(dim=1)
-        return products - squares / 2
+        scores: Tensor = products - squares / 2
+        return scores
 
 
 def _simplex(num_classes: int, dimensions: int, generator: Generator) -> Tensor:
-    """(K, C): unit vectors of classes, tiled over the dimensions; random directions where there are too few of those."""
+    """(K, C): unit vectors of classes, tiled over the dimensions; random directions if there are fewer than K."""
     copies = dimensions // num_classes
     if copies == 0:
         directions = torch.randn(num_classes, dimensions, generator=generator)
-        return _DISTANCE / math.sqrt(2) * directions / directions.norm(dim=1, keepdim=True)
+        lengths: Tensor = directions.norm(dim=1, keepdim=True)
+        return directions * (_DISTANCE / math.sqrt(2)) / lengths
     out = torch.zeros(num_classes, dimensions)
     out[:, : copies * num_classes] = torch.eye(num_classes).repeat(1, copies)
     return out * (_DISTANCE / math.sqrt(2 * copies))

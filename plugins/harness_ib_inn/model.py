@@ -106,10 +106,10 @@ class IBINN(nn.Module):
     def dequantised(self, x: Tensor) -> Tensor:
         """Where in their bins the images x (B, C, H, W) in [0, 1] are evaluated: v = ((levels - 1) x + u) / levels.
 
-        u = 1/2 +- 1/sqrt(12), the signs a fixed random pattern. At the bins' centres, u = 1/2, the density would be far
-        above its mean over the bin (a mode is no typical point), and bits/dim too good; here u has the first two moments
-        of the noise of training, so that the mean of log p over images agrees with the mean over that noise up to third
-        order. The answer is deterministic, and differentiable in x.
+        u = 1/2 +- 1/sqrt(12), the signs a fixed random pattern. At the bins' centres, u = 1/2, the density is
+        above its mean over the bin and bits/dim too good; here u has the first two moments of the noise of training,
+        so that the mean of log p over images agrees with the mean over that noise up to third order. The answer is
+        deterministic, and differentiable in x.
         """
         levels = self.levels.to(x.dtype)
         return (x * (levels - 1) + self.noise.to(x.dtype)) / levels

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from harness.drawing import FAINT, INK, PALETTE, SEQUENTIAL, as_png, new_axes, new_figure
+from harness.drawing import FAINT, INK, PALETTE, SEQUENTIAL, as_png, new_figure
 from harness.explanations import Picture, class_name
 from harness_ib_inn.crops import centre_crop
 from harness_ib_inn.decision_plane import mass_radius
@@ -48,6 +48,7 @@ def pictures_of_model(model: IBINN, data: DatasetSlice) -> Iterator[Picture]:
     yield _field(model, images[:_FIELD_IMAGES])
 
 
+@style()
 def _similarity(model: IBINN, names: Sequence[str]) -> Picture:
     """Figure 16, and what a distance means for the confidence."""
     distances = mean_distances(model.means)
@@ -56,7 +57,7 @@ def _similarity(model: IBINN, names: Sequence[str]) -> Picture:
     sorted_confidence = confidence[order][:, order]
     shown = [class_name(names, int(k)) for k in order]
     figure = new_figure(8.2, 3.9)
-    (matrix, curves) = new_axes(figure, 1, 2, width_ratios=(1.25, 1))[0]
+    (matrix, curves) = figure.subplots(1, 2, width_ratios=(1.25, 1))[0]
     off = ~torch.eye(len(order), dtype=torch.bool, device=confidence.device)
     drawn = matrix.imshow(
         (100 * (1 - sorted_confidence)).cpu().numpy(), cmap=SEQUENTIAL, vmin=0,
@@ -104,6 +105,7 @@ def _pairs(distances: Tensor, names: Sequence[str]) -> list[tuple[str, float]]:
     ]
 
 
+@style()
 def _components(model: IBINN, z: Tensor, labels: Tensor) -> Picture:
     """Figure 12, and the accuracy without mu_rest."""
     of_means = components(model.to_spatial(model.means.double()))
@@ -111,7 +113,7 @@ def _components(model: IBINN, z: Tensor, labels: Tensor) -> Picture:
     spread = mean_spread(of_means)
     accuracy = accuracy_by_components(of_codes, of_means, model.log_prior, labels)
     figure = new_figure(7.4, 3.3)
-    (panel, curve) = new_axes(figure, 1, 2, width_ratios=(1, 1.4))[0]
+    (panel, curve) = figure.subplots(1, 2, width_ratios=(1, 1.4))[0]
     drawn = panel.imshow(spread.cpu().numpy(), cmap=SEQUENTIAL, vmin=0)
     panel.set_xticks(range(spread.shape[1]))
     panel.set_yticks(range(spread.shape[0]))
@@ -143,13 +145,14 @@ def _components(model: IBINN, z: Tensor, labels: Tensor) -> Picture:
     return Picture("components", "What the DCT components contribute", caption, as_png(figure), numbers)
 
 
+@style()
 def _space(model: IBINN, z: Tensor, labels: Tensor, names: Sequence[str]) -> Picture:
     """Figure 15: the whole decision space of a model with means in a plane."""
     plane, _ = fitted_plane(model.means)
     places, means = plane.coordinates(z), plane.coordinates(model.means)
     right = float((model.joint(z).argmax(dim=1) == labels).double().mean())
     figure = new_figure(5.6, 5.2)
-    axes = new_axes(figure)[0, 0]
+    axes = figure.subplots()
     radius = mass_radius(2)
     points = torch.cat([places, means - radius, means + radius])
     low, high = points.amin(dim=0) - 0.5, points.amax(dim=0) + 0.5
@@ -180,6 +183,7 @@ def _draw_class(axes: Axes, centre: Sequence[float], places: Tensor, radius: flo
     axes.scatter(*places.T.tolist(), s=7, marker=marker, color=colour, alpha=0.75, linewidths=0)
 
 
+@style()
 def _field(model: IBINN, images: Tensor) -> Picture:
     """Figure 13."""
 
@@ -189,7 +193,7 @@ def _field(model: IBINN, images: Tensor) -> Picture:
     found = receptive_field(features, centre_crop(images, model.layout.shape[1:]))
     rows, columns = found.profile()
     figure = new_figure(7.4, 3.3)
-    (panel, curve) = new_axes(figure, 1, 2, width_ratios=(1, 1.4))[0]
+    (panel, curve) = figure.subplots(1, 2, width_ratios=(1, 1.4))[0]
     drawn = panel.imshow(found.sensitivity.cpu().numpy(), cmap=SEQUENTIAL)
     panel.set_xlabel("pixel column")
     panel.set_ylabel("pixel row")

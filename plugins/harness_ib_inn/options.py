@@ -21,8 +21,8 @@ class IBINNOptions(Options):
     )
     mixing: Literal["orthogonal", "permutation"] | None = option(
         None,
-        help="what follows each coupling: a random orthogonal matrix (the paper; without a checkpoint the default), or a"
-        " random permutation of the channels (the authors' released code)",
+        help="what follows each coupling: a random orthogonal matrix (the paper, and the default), or a random"
+        " permutation of the channels (the authors' released code); a checkpoint says it itself",
     )
     detector: Literal["one-tailed", "typicality", "two-tailed"] = option(
         "two-tailed",
@@ -67,13 +67,13 @@ class FitRecipe(Options):
     beta: Beta = option(1.0, help='weight of the classification loss L_Y against the density loss L_X; 0 to "inf"')
     epochs: int = option(100, help="passes over the training data", ge=1)
     batch_size: int = option(128, help="images in a batch", ge=1)
-    optimizer: Literal["adam", "sgd"] = option("adam", help="optimiser; sgd has momentum 0.9")
+    optimizer: Literal["adam", "sgd"] = option("adam", help="optimiser; sgd has momentum 0.9, adam decoupled weight decay")
     lr: float = option(1e-3, help="highest learning rate", gt=0)
     schedule: Literal["cosine", "constant", "one-cycle", "steps"] = option(
         "cosine",
         help="learning rate over the steps; one-cycle rises over the first 30 %; steps divides by 10 at 60 % and 85 %",
     )
-    weight_decay: float = option(0.0, help="weight decay", ge=0)
+    weight_decay: float = option(0.0, help="weight decay of the subnetworks' matrices", ge=0)
     clip: float = option(8.0, help="largest norm of the gradient", gt=0)
     label_smoothing: float = option(0.05, help="share of the target spread evenly over all classes", ge=0, lt=1)
     shift: int = option(0, help="random shift of the images, up to this far in each direction", unit="pixels", ge=0)

@@ -17,7 +17,6 @@ from harness.drawing import (
     as_png,
     draw_image,
     draw_map,
-    new_axes,
     new_figure,
 )
 from harness.explanations import AttackedImage, ExplainedSample, Picture, class_name
@@ -61,6 +60,7 @@ def codes(model: IBINN, images: Tensor) -> tuple[Tensor, Tensor]:
 # --- maps
 
 
+@style()
 def _evidence(
     name: str, title: str, model: IBINN, sample: ExplainedSample, images: Sequence[tuple[str, Tensor]]
 ) -> Picture:
@@ -77,7 +77,7 @@ def _evidence(
     odds = likelihood[:, first] - likelihood[:, second]
     names = [class_name(sample.class_names, k) for k in (first, second)]
     figure = new_figure(5 * _SIDE + 1.9, (_SIDE + 0.5) * len(images) + 0.5)
-    axes = new_axes(figure, len(images), 5)
+    axes = figure.subplots(len(images), 5)
     pair = likelihood[:, [first, second]]
     limit = float(odds.abs().max()) or 1.0
     heads = ("saliency", f"log q(w | {names[0]})", f"log q(w | {names[1]})", f"{names[0]} against {names[1]}")
@@ -115,13 +115,14 @@ def _evidence(
 # --- the plane of the two likeliest classes
 
 
+@style()
 def _plane(model: IBINN, sample: ExplainedSample, clean: Tensor) -> Picture:
     """Figure 3, with the codes of what the attacks made of the image."""
     attacked = [codes(model, a.x)[0] for a in sample.attacked]
     plane = decision_plane(torch.cat([clean, *attacked]), model.means, model.log_prior)
     names = [class_name(sample.class_names, int(k)) for k in plane.classes]
     figure = new_figure(7.4, 3.7)
-    (axes, bars) = new_axes(figure, 1, 2, width_ratios=(3, 1))[0]
+    (axes, bars) = figure.subplots(1, 2, width_ratios=(3, 1))[0]
     _draw_plane(axes, plane, names, [a.threat for a in sample.attacked])
     posterior = (model.joint(clean)[0].log_softmax(dim=0).exp())[plane.classes]
     places = list(range(len(names)))
@@ -181,13 +182,14 @@ def _draw_plane(axes: Axes, plane: DecisionPlane, names: Sequence[str], threats:
 # --- the way of an attack
 
 
+@style()
 def _way(model: IBINN, sample: ExplainedSample, attacked: AttackedImage) -> Picture:
     """Figures 6, 19 and 20: where the attack led the code."""
     z, log_det = codes(model, torch.cat([sample.x, attacked.iterates, attacked.x]))
     way = trajectory(z, log_det, model.means, model.log_prior)
     before, after = int(way.log_posterior[0].argmax()), int(way.log_posterior[-1].argmax())
     figure = new_figure(8.6, 4.2)
-    grid = new_axes(figure, 2, 2, width_ratios=(1.35, 1))
+    grid = figure.subplots(2, 2, width_ratios=(1.35, 1))
     for panel in grid[:, 0]:
         panel.remove()
     plane = figure.add_subplot(grid[0, 0].get_gridspec()[:, 0])

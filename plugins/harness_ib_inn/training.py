@@ -55,9 +55,9 @@ def losses(model: IBINN, v: Tensor, y: Tensor, label_smoothing: float) -> Losses
         L_X = (-log|det J| - logsumexp_y(w_y - d_y / 2)) / D
         L_Y = -sum_y target_y log softmax_y(w_y - d_y / 2).
 
-    Printed are +1/2 logsumexp(d_y - 2 w_y), and onehot(y) log softmax(d_y / 2 - w_y) without a leading minus: both would
-    be least for latent vectors far from all means. L_X is per dimension and L_Y is not, as in the authors' code; beta
-    means what it does in the paper only with this normalisation.
+    Printed are +1/2 logsumexp(d_y - 2 w_y), and onehot(y) log softmax(d_y / 2 - w_y) without a leading minus: both
+    would be least for latent vectors far from all means. L_X is per dimension and L_Y is not, as in the authors' code;
+    beta means what it does in the paper only with this normalisation.
 
     Args:
         v: (B, C, H, W) in [0, 1].
@@ -188,9 +188,16 @@ def _batches(order: Ints, size: int) -> Iterator[Ints]:
 
 
 def _optimizer(model: IBINN, recipe: FitRecipe) -> torch.optim.Optimizer:
+    """Weight decay is for the subnetworks' matrices: scales and class means have no business at zero."""
+    decayed = [p for name, p in model.named_parameters() if p.ndim > 1 and ".subnetwork." in name]
+    chosen = {id(p) for p in decayed}
+    groups = [
+        {"params": decayed, "weight_decay": recipe.weight_decay},
+        {"params": [p for p in model.parameters() if id(p) not in chosen], "weight_decay": 0.0},
+    ]
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay)
-    return torch.optim.Adam(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+        return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9)
+    return torch.optim.AdamW(groups, lr=recipe.lr)
 
 
 def _state_tensors(model: IBINN, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

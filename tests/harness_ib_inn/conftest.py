@@ -1,63 +1,54 @@
-"""Synthetic latents: what the explanations are made of, without a trained network."""
+"""What the tests of IB-INN share: the data, the shipped models, small networks."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from harness_ib_inn.layouts import Couplings, Layout
+from harness_ib_inn.model import IBINN, build
+from harness_ib_inn.options import IBINNOptions
+from harness_ib_inn.subnetworks import pointwise
+
+from harness.datasets import DatasetSlice
+from harness.host import load_host
+from harness.loading import open_dataset
+from harness.models import ModelContext, prepare
+from harness.suite import dataset_entry
+
+torch.set_num_threads(1)
 
 
-def cosine_basis(size: int) -> Tensor:
-    """The orthonormal DCT-II, made by scipy's definition and not by the plugin's."""
-    import numpy as np
-    from scipy.fft import dct
+class Given:
+    """Data and models by name; each is made once."""
 
-    return torch.from_numpy(dct(np.eye(size), norm="ortho", axis=0))
+    toy = Layout("toy", (2, 1, 1), (Couplings(4, partial(pointwise, width=8)),), alpha=1.0, rank=1)
 
+    @staticmethod
+    @cache
+    def digits(split: str) -> DatasetSlice:
+        host = load_host()
+        return open_dataset(dataset_entry({"name": "digits", "split": split}, host, "digits"), host, None)
 
-@dataclass(frozen=True)
-class Latents:
-    """Codes and means whose last feature maps are (C', H', W')."""
+    @classmethod
+    def model(cls, **options: Any) -> IBINN:
+        """A model for digits, as the engine would build it."""
+        context = ModelContext("mine", cls.digits("test").facts, "cpu", Path.cwd())
+        return prepare(build(IBINNOptions.model_validate(options), context), "cpu")  # type: ignore[no-any-return]
 
-    z: Tensor
-    means: Tensor
-    log_prior: Tensor
-    shape: tuple[int, int, int]
-
-    def to_spatial(self, z: Tensor) -> Tensor:
-        """The inverse orthonormal DCT of latents kept channel by channel."""
-        channels, height, width = self.shape
-        by_component = z.double().reshape(-1, channels, height, width)
-        return torch.einsum("ik,ncij,jl->nckl", cosine_basis(height), by_component, cosine_basis(width))
-
-    def log_likelihood(self) -> Tensor:
-        """log q(z | y), float64 (B, K), by its definition."""
-        normal = torch.distributions.Normal(self.means.double(), 1.0)
-        return normal.log_prob(self.z.double()[:, None]).sum(dim=2)
-
-    def log_posterior(self) -> Tensor:
-        return (self.log_likelihood() + self.log_prior.double()).log_softmax(dim=1)
+    @staticmethod
+    def shaken(layout: Layout, num_classes: int, levels: int, **more: Any) -> IBINN:
+        """An untrained network in float64, moved away from the start, where couplings change nothing."""
+        model = IBINN(layout, num_classes, levels, **more).double().eval().requires_grad_(False)
+        draws = torch.Generator().manual_seed(1)
+        for parameter in model.blocks.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=draws, dtype=torch.float64)
+        return model
 
 
-def make_latents(
-    seed: int, batch: int = 5, classes: int = 7, shape: tuple[int, int, int] = (6, 3, 4), tilted: bool = True
-) -> Latents:
-    generator = torch.Generator().manual_seed(seed)
-    size = math.prod(shape)
-    means = 0.7 * torch.randn(classes, size, generator=generator)
-    z = means[torch.arange(batch) % classes] + torch.randn(batch, size, generator=generator)
-    prior = torch.randn(classes, generator=generator) if tilted else torch.zeros(classes)
-    return Latents(z, means, prior.log_softmax(dim=0), shape)
-
-
-@pytest.fixture
-def latents() -> type[Latents]:
-    """Makes synthetic latents: ``latents.make(seed, ...)``."""
-
-    class Maker(Latents):
-        make = staticmethod(make_latents)
-
-    return Maker
+@pytest.fixture(scope="session")
+def given() -> Given:
+    return Given()
