@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness.drawing import as_png, bare, draw_image, draw_map, new_figure
+from harness.drawing import as_png, bare, draw_image, draw_map, new_figure, style
 from harness.explanations import ExplainedSample, Picture, class_name
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def _picture(
     low = min(float(row.maps.min()) for row in rows)
     high = max(float(row.maps.max()) for row in rows)
     figure = new_figure(_SIDE * (1 + len(classes)) + 0.9, (_SIDE + 0.45) * len(rows))
-    axes = figure.subplots(len(rows), 1 + len(classes))
+    axes = figure.subplots(len(rows), 1 + len(classes), squeeze=False)
     for line, row in zip(axes, rows, strict=True):
         draw_image(line[0], row.x[0])
         said = "" if row.prediction is None else f"\npredicted: {class_name(sample.class_names, row.prediction)}"

@@ -49,6 +49,7 @@ class IBINN(nn.Module):
 
     Attributes:
         num_classes: K.
+        class_names: K names, as its checkpoint has them; none without one.
         latent_shape: (C', H', W') of the feature maps before the DCT; D = C' H' W' = C H W.
         log_prior: log p(y), (K,).
         training_scores: log-likelihoods of the training images, once it has been trained.
@@ -76,6 +77,7 @@ class IBINN(nn.Module):
         self.layout, self.num_classes, self.mixing = layout, num_classes, mixing
         self.detector, self.crops, self.name = detector, crops, name
         self.files: tuple[Path, ...] = ()
+        self.class_names: tuple[str, ...] = ()
         self.training_scores: TrainingScores | None = None
         if crops is not None:
             self.density_tag = "surrogate"

@@ -57,7 +57,7 @@ def _similarity(model: IBINN, names: Sequence[str]) -> Picture:
     sorted_confidence = confidence[order][:, order]
     shown = [class_name(names, int(k)) for k in order]
     figure = new_figure(8.2, 3.9)
-    (matrix, curves) = figure.subplots(1, 2, width_ratios=(1.25, 1))[0]
+    (matrix, curves) = figure.subplots(1, 2, width_ratios=(1.25, 1))
     off = ~torch.eye(len(order), dtype=torch.bool, device=confidence.device)
     drawn = matrix.imshow(
         (100 * (1 - sorted_confidence)).cpu().numpy(), cmap=SEQUENTIAL, vmin=0,
@@ -113,7 +113,7 @@ def _components(model: IBINN, z: Tensor, labels: Tensor) -> Picture:
     spread = mean_spread(of_means)
     accuracy = accuracy_by_components(of_codes, of_means, model.log_prior, labels)
     figure = new_figure(7.4, 3.3)
-    (panel, curve) = figure.subplots(1, 2, width_ratios=(1, 1.4))[0]
+    (panel, curve) = figure.subplots(1, 2, width_ratios=(1, 1.4))
     drawn = panel.imshow(spread.cpu().numpy(), cmap=SEQUENTIAL, vmin=0)
     panel.set_xticks(range(spread.shape[1]))
     panel.set_yticks(range(spread.shape[0]))
@@ -193,7 +193,7 @@ def _field(model: IBINN, images: Tensor) -> Picture:
     found = receptive_field(features, centre_crop(images, model.layout.shape[1:]))
     rows, columns = found.profile()
     figure = new_figure(7.4, 3.3)
-    (panel, curve) = figure.subplots(1, 2, width_ratios=(1, 1.4))[0]
+    (panel, curve) = figure.subplots(1, 2, width_ratios=(1, 1.4))
     drawn = panel.imshow(found.sensitivity.cpu().numpy(), cmap=SEQUENTIAL)
     panel.set_xlabel("pixel column")
     panel.set_ylabel("pixel row")

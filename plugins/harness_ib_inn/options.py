@@ -67,7 +67,9 @@ class FitRecipe(Options):
     beta: Beta = option(1.0, help='weight of the classification loss L_Y against the density loss L_X; 0 to "inf"')
     epochs: int = option(100, help="passes over the training data", ge=1)
     batch_size: int = option(128, help="images in a batch", ge=1)
-    optimizer: Literal["adam", "sgd"] = option("adam", help="optimiser; sgd has momentum 0.9, adam decoupled weight decay")
+    optimizer: Literal["adam", "sgd"] = option(
+        "adam", help="optimiser; sgd has momentum 0.9, adam decoupled weight decay"
+    )
     lr: float = option(1e-3, help="highest learning rate", gt=0)
     schedule: Literal["cosine", "constant", "one-cycle", "steps"] = option(
         "cosine",
@@ -78,3 +80,8 @@ class FitRecipe(Options):
     label_smoothing: float = option(0.05, help="share of the target spread evenly over all classes", ge=0, lt=1)
     shift: int = option(0, help="random shift of the images, up to this far in each direction", unit="pixels", ge=0)
     flip: bool = option(False, help="mirror half of the images left to right, at random")
+    plane: bool = option(
+        False,
+        help="keep the class means in one plane, so that the whole decision space can be drawn; from a checkpoint, of"
+        " whose classes the data may have only some, renumbered by label_map",
+    )

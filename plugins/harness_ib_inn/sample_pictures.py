@@ -77,7 +77,7 @@ def _evidence(
     odds = likelihood[:, first] - likelihood[:, second]
     names = [class_name(sample.class_names, k) for k in (first, second)]
     figure = new_figure(5 * _SIDE + 1.9, (_SIDE + 0.5) * len(images) + 0.5)
-    axes = figure.subplots(len(images), 5)
+    axes = figure.subplots(len(images), 5, squeeze=False)
     pair = likelihood[:, [first, second]]
     limit = float(odds.abs().max()) or 1.0
     heads = ("saliency", f"log q(w | {names[0]})", f"log q(w | {names[1]})", f"{names[0]} against {names[1]}")
@@ -122,7 +122,7 @@ def _plane(model: IBINN, sample: ExplainedSample, clean: Tensor) -> Picture:
     plane = decision_plane(torch.cat([clean, *attacked]), model.means, model.log_prior)
     names = [class_name(sample.class_names, int(k)) for k in plane.classes]
     figure = new_figure(7.4, 3.7)
-    (axes, bars) = figure.subplots(1, 2, width_ratios=(3, 1))[0]
+    (axes, bars) = figure.subplots(1, 2, width_ratios=(3, 1))
     _draw_plane(axes, plane, names, [a.threat for a in sample.attacked])
     posterior = (model.joint(clean)[0].log_softmax(dim=0).exp())[plane.classes]
     places = list(range(len(names)))
