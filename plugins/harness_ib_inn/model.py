@@ -186,7 +186,7 @@ class IBINN(nn.Module):
             return ((x * steps + self.noise.to(x.dtype)).floor() / steps).nan_to_num(0.0).clamp(0, 1)
 
     def heatmap(self, x: Tensor, y: Tensor) -> Tensor:
-        """(B, H', W'), float64: the log-posterior of class y split over the image, to which the entries sum (eq. 31)."""
+        """(B, H', W'), float64: the log-posterior of class y by place, which its entries sum to (equation 31)."""
         by_class = class_maps(self._encode(x)[0], self.means, self.to_spatial)
         return posterior_maps(by_class, self.log_prior)[torch.arange(len(y), device=y.device), y]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from harness.drawing import FAINT, INK, PALETTE, SEQUENTIAL, as_png, new_figure
+from harness.drawing import FAINT, INK, PALETTE, SEQUENTIAL, as_png, new_figure, style
 from harness.explanations import Picture, class_name
 from harness_ib_inn.crops import centre_crop
 from harness_ib_inn.decision_plane import mass_radius
@@ -30,6 +30,7 @@ _FIELD_IMAGES = 64
 """Images that the receptive field is averaged over."""
 _MARKERS = "oD^svP"
 _LABEL = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
+_WRITTEN = 12  # classes whose numbers still fit into the fields of a matrix
 _NAMED = 30  # classes whose names still fit beside a matrix
 
 
@@ -54,27 +55,28 @@ def _similarity(model: IBINN, names: Sequence[str]) -> Picture:
     distances = mean_distances(model.means)
     order = similarity_order(distances)
     confidence = expected_confidence(distances)
-    sorted_confidence = confidence[order][:, order]
+    doubt = 100 * (1 - confidence[order][:, order])
     shown = [class_name(names, int(k)) for k in order]
     figure = new_figure(8.2, 3.9)
     (matrix, curves) = figure.subplots(1, 2, width_ratios=(1.25, 1))
     off = ~torch.eye(len(order), dtype=torch.bool, device=confidence.device)
-    drawn = matrix.imshow(
-        (100 * (1 - sorted_confidence)).cpu().numpy(), cmap=SEQUENTIAL, vmin=0,
-        vmax=max(float(100 * (1 - confidence[off]).max()), 1e-3),
-    )  # fmt: skip
+    matrix.set_facecolor("#d5d9de")  # the diagonal, where there is nothing to decide
+    drawn = matrix.imshow(doubt.where(off, torch.nan).cpu().numpy(), cmap=SEQUENTIAL)
+    if len(shown) <= _WRITTEN:
+        middle = float(doubt[off].min() + doubt[off].max()) / 2
+        for i, j in off.nonzero().tolist():
+            colour = "w" if float(doubt[i, j]) < middle else INK
+            matrix.text(j, i, f"{float(doubt[i, j]):.2g}", ha="center", va="center", fontsize=6.5, color=colour)
     ticks = list(range(len(shown))) if len(shown) <= _NAMED else []
     matrix.set_xticks(ticks, shown if ticks else [], rotation=90)
     matrix.set_yticks(ticks, shown if ticks else [])
     bar = figure.colorbar(drawn, ax=matrix, shrink=0.9)
-    bar.set_label("expected uncertainty, % (off the diagonal)")
-    matrix.set_title("between two classes alone")
+    bar.set_label("expected uncertainty between the two, %")
     pairs = _pairs(distances, names)
-    c = 0.5 + 0.5 * torch.linspace(0, 1, 600, dtype=torch.float64)
-    for (label, distance), colour, style in zip(pairs, PALETTE, ("-", "--", ":"), strict=False):
-        curves.plot(c.tolist(), confidence_density(c, distance).tolist(), style, color=colour, label=label)
+    c = torch.linspace(0.5, 0.999, 600, dtype=torch.float64)
+    for (label, distance), colour, dash in zip(pairs, PALETTE, ("-", "--", ":"), strict=False):
+        curves.plot(c.tolist(), confidence_density(c, distance).tolist(), dash, color=colour, label=label)
     curves.set_yscale("log")
-    curves.set_ylim(1e-3, 1e3)
     curves.set_xlabel("confidence in the likelier of the two")
     curves.set_ylabel("density p(c)")
     curves.legend(fontsize=8)
@@ -131,6 +133,7 @@ def _components(model: IBINN, z: Tensor, labels: Tensor) -> Picture:
     curve.axhline(chance, color=FAINT, linestyle="--", linewidth=0.9)
     curve.annotate("most frequent class", (steps[-1], chance), (0, 3), textcoords="offset points", ha="right")
     curve.set_ylim(0, 103)
+    curve.xaxis.get_major_locator().set_params(integer=True)
     curve.set_xlabel("DCT components used, lowest frequencies first")
     curve.set_ylabel(f"accuracy on {len(labels)} images, %")
     rest = 100 * (float(accuracy[-1]) - float(accuracy[0]))
@@ -161,7 +164,7 @@ def _space(model: IBINN, z: Tensor, labels: Tensor, names: Sequence[str]) -> Pic
     for k, place in enumerate(means.tolist()):
         marker = _MARKERS[k // len(PALETTE) % len(_MARKERS)]
         _draw_class(axes, place, places[labels == k], radius, PALETTE[k % len(PALETTE)], marker)
-        axes.text(*place, class_name(names, k), ha="center", va="center", fontweight="bold", bbox=_LABEL)
+        axes.text(place[0], place[1], class_name(names, k), ha="center", va="center", fontweight="bold", bbox=_LABEL)
     axes.set_xlim(bounds[:2])
     axes.set_ylim(bounds[2:])
     axes.set_aspect("equal")
@@ -169,7 +172,7 @@ def _space(model: IBINN, z: Tensor, labels: Tensor, names: Sequence[str]) -> Pic
     axes.set_ylabel("second direction")
     caption = (
         "The whole decision space: all class means lie in this plane, so the place of a code in it decides, and the"
-        f" cells are where a class is the likeliest. Dots are {len(labels)} images of the data, coloured by their label;"
+        f" cells are where a class is the likeliest. Marked are {len(labels)} images of the data, coloured by label;"
         f" {100 * right:.1f} % lie in their own cell. Circles hold 90 % of a class as seen in the plane."
     )
     numbers = {"accuracy": right, "means": means.tolist(), "images": len(labels)}
@@ -180,12 +183,14 @@ def _draw_class(axes: Axes, centre: Sequence[float], places: Tensor, radius: flo
     from matplotlib.patches import Circle
 
     axes.add_patch(Circle((centre[0], centre[1]), radius, fill=False, edgecolor=colour, linewidth=1.1))
-    axes.scatter(*places.T.tolist(), s=7, marker=marker, color=colour, alpha=0.75, linewidths=0)
+    x, y = places.T.tolist()
+    axes.scatter(x, y, s=7, marker=marker, color=colour, alpha=0.75, linewidths=0)
 
 
 @style()
 def _field(model: IBINN, images: Tensor) -> Picture:
     """Figure 13."""
+    from matplotlib.ticker import LogFormatter, ScalarFormatter
 
     def features(x: Tensor) -> Tensor:
         return model.to_spatial(model.encode(x)[0])
@@ -198,12 +203,14 @@ def _field(model: IBINN, images: Tensor) -> Picture:
     panel.set_xlabel("pixel column")
     panel.set_ylabel("pixel row")
     figure.colorbar(drawn, ax=panel, shrink=0.85).set_label("sensitivity")
-    for profile, word, colour, style in ((rows, "down", PALETTE[0], "-"), (columns, "across", PALETTE[1], "--")):
+    for profile, word, colour, dash in ((rows, "down", PALETTE[0], "-"), (columns, "across", PALETTE[1], "--")):
         label = f"{word}: {width_at_half(profile):.1f} px wide at half maximum"
-        curve.plot(range(len(profile)), profile.tolist(), style, color=colour, label=label)
+        curve.plot(range(len(profile)), profile.tolist(), dash, color=colour, label=label)
     start = found.column[0] * found.block[0] - 0.5
     curve.axvspan(start, start + found.block[0], color=FAINT, alpha=0.25, linewidth=0, label="downsampling alone")
     curve.set_yscale("log")
+    curve.yaxis.set_major_formatter(ScalarFormatter())
+    curve.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.5)))
     curve.set_xlabel("pixel")
     curve.set_ylabel("sensitivity (mean of the other direction)")
     curve.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))

@@ -18,6 +18,7 @@ from harness.drawing import (
     draw_image,
     draw_map,
     new_figure,
+    style,
 )
 from harness.explanations import AttackedImage, ExplainedSample, Picture, class_name
 from harness_ib_inn.crops import centre_crop
@@ -121,8 +122,8 @@ def _plane(model: IBINN, sample: ExplainedSample, clean: Tensor) -> Picture:
     attacked = [codes(model, a.x)[0] for a in sample.attacked]
     plane = decision_plane(torch.cat([clean, *attacked]), model.means, model.log_prior)
     names = [class_name(sample.class_names, int(k)) for k in plane.classes]
-    figure = new_figure(7.4, 3.7)
-    (axes, bars) = figure.subplots(1, 2, width_ratios=(3, 1))
+    figure = new_figure(8.2, 3.5)
+    (axes, bars) = figure.subplots(1, 2, width_ratios=(3.6, 1))
     _draw_plane(axes, plane, names, [a.threat for a in sample.attacked])
     posterior = (model.joint(clean)[0].log_softmax(dim=0).exp())[plane.classes]
     places = list(range(len(names)))
@@ -130,7 +131,7 @@ def _plane(model: IBINN, sample: ExplainedSample, clean: Tensor) -> Picture:
     bars.set_yticks(places, names)
     bars.invert_yaxis()
     bars.set_xlim(0, 1)
-    bars.set_xlabel("posterior of the image as it is")
+    bars.set_xlabel("posterior, as it is")
     caption = (
         f"The latent code seen from the axis through the means of its two likeliest classes, {names[0]} and {names[1]},"
         f" {plane.distance:.3g} apart. Across the axis: the distance from it within the {plane.dimension}-dimensional"
@@ -157,11 +158,12 @@ def _draw_plane(axes: Axes, plane: DecisionPlane, names: Sequence[str], threats:
 
     for i in range(2):
         colour = PALETTE[i]
-        axes.add_patch(Circle((plane.means[i, 0], 0), plane.radius, facecolor=colour, alpha=0.12, edgecolor="none"))
-        axes.add_patch(Circle((plane.means[i, 0], 0), plane.radius, fill=False, edgecolor=colour, linewidth=1.2))
-        axes.plot(plane.means[i, 0], 0, "o", color=colour, markersize=7, clip_on=False, zorder=4)
-        axes.annotate(names[i], (plane.means[i, 0], 0), (0, 9), textcoords="offset points", ha="center", color=colour)
-    for (along, away), name in zip(plane.means[2:].tolist(), names[2:], strict=True):
+        mean = (float(plane.means[i, 0]), 0.0)
+        axes.add_patch(Circle(mean, plane.radius, facecolor=colour, alpha=0.12, edgecolor="none"))
+        axes.add_patch(Circle(mean, plane.radius, fill=False, edgecolor=colour, linewidth=1.2))
+        axes.plot(*mean, "o", color=colour, markersize=7, clip_on=False, zorder=4)
+        axes.annotate(names[i], mean, (0, 9), textcoords="offset points", ha="center", color=colour)
+    for (along, away), name in _together(plane.means[2:].tolist(), names[2:]):
         axes.plot(along, away, "o", color=FAINT, markersize=5)
         axes.annotate(name, (along, away), (6, 0), textcoords="offset points", va="center", color=FAINT)
     axes.axvline(plane.boundary, color=INK, linestyle="--", linewidth=0.9)
@@ -226,8 +228,8 @@ def _draw_way(axes: Axes, way: Trajectory, names: Sequence[str], log_prior: Tens
     from matplotlib.patches import Circle
 
     radius = mass_radius(2)
-    points = torch.cat([way.path, way.means - radius, way.means + radius])
-    low, high = points.amin(dim=0) - 0.5, points.amax(dim=0) + 0.5
+    points = torch.cat([way.path, way.means])  # the circles may be cut: the way is what matters
+    low, high = points.amin(dim=0) - 1, points.amax(dim=0) + 1
     bounds = (float(low[0]), float(high[0]), float(low[1]), float(high[1]))
     if way.exact:
         draw_cells(axes, way.means, log_prior[way.classes], bounds)
@@ -259,14 +261,28 @@ def draw_cells(axes: Axes, means: Tensor, log_prior: Tensor, bounds: tuple[float
 
 def _draw_course(top: Axes, bottom: Axes, way: Trajectory, pair: Sequence[int], names: Sequence[str]) -> None:
     steps = list(range(len(way.path)))
-    for k, colour, style in zip(pair, PALETTE, ("-", "--"), strict=False):
-        top.plot(steps, way.log_posterior[:, k].tolist(), style, color=colour, label=class_name(names, k))
+    for k, colour, dash in zip(pair, PALETTE, ("-", "--"), strict=False):
+        top.plot(steps, way.log_posterior[:, k].tolist(), dash, color=colour, label=class_name(names, k))
     top.set_ylabel("log-posterior (nats)")
     top.legend(fontsize=8)
     top.set_xticklabels([])
     bottom.plot(steps, way.log_prob.tolist(), color=INK)
     bottom.set_ylabel("log p(x) (nats)")
     bottom.set_xlabel("image asked about, in order")
+
+
+def _together(
+    places: Sequence[Sequence[float]], names: Sequence[str], near: float = 0.3
+) -> list[tuple[tuple[float, float], str]]:
+    """Places with their names, those of places that lie on top of each other in one."""
+    groups: list[tuple[tuple[float, float], list[str]]] = []
+    for (x, y), name in zip(places, names, strict=True):
+        group = next((g for (a, b), g in groups if abs(a - x) < near and abs(b - y) < near), None)
+        if group is None:
+            groups.append(((x, y), [name]))
+        else:
+            group.append(name)
+    return [(place, ", ".join(group)) for place, group in groups]
 
 
 def _short(text: str, most: int = 34) -> str:
