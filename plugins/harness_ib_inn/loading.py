@@ -45,6 +45,12 @@ def build_from(options: IBINNOptions, context: ModelContext, seed: int = 0) -> I
     return model.eval()
 
 
+def builtin_names() -> list[str]:
+    """Names of the checkpoints that come with the plugin; the folder also holds the baseline's, for another plugin."""
+    paths = sorted(BUILTIN_FOLDER.glob("*.safetensors"))
+    return [path.stem for path in paths if checkpoints.read_header(path).get("plugin") == "ib-inn"]
+
+
 def find_checkpoint(name: str, folder: Path) -> Path:
     """The path behind option `checkpoint`: ``builtin:NAME``, or a path that starts at `folder`.
 
@@ -53,7 +59,7 @@ def find_checkpoint(name: str, folder: Path) -> Path:
     """
     if name.startswith(BUILTIN):
         wanted = name.removeprefix(BUILTIN)
-        known = [path.stem for path in sorted(BUILTIN_FOLDER.glob("*.safetensors"))]
+        known = builtin_names()
         if wanted not in known:
             near = did_you_mean(wanted, known)
             raise MissingDataError(f"no built-in checkpoint '{wanted}'{near} (there are: {', '.join(known)})")
