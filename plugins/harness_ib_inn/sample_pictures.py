@@ -50,11 +50,14 @@ def pictures_of_sample(model: IBINN, sample: ExplainedSample) -> Iterator[Pictur
 
 
 def codes(model: IBINN, images: Tensor) -> tuple[Tensor, Tensor]:
-    """z (n, D) and log|det dz/dx| (n,) of images (n, C, H, W), of their centre where the model takes smaller ones."""
+    """z (n, D) and log|det dz/dv| (n,) of images (n, C, H, W), of their centre where the model takes smaller ones.
+
+    v is the dequantised image, whose density is the model's log p(x).
+    """
     parts = []
     with torch.no_grad():
         for some in torch.split(images, _BATCH):
-            parts.append(model.encode(centre_crop(some, model.layout.shape[1:])))
+            parts.append(model.flow(model.dequantised(centre_crop(some, model.layout.shape[1:]))))
     return torch.cat([z for z, _ in parts]), torch.cat([log_det for _, log_det in parts])
 
 

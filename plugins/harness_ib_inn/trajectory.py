@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 
 import torch
-from harness_ib_inn.decision_space import FLAT, Plane, fitted_plane
 from torch import Tensor
+
+from harness_ib_inn.decision_space import FLAT, Plane, fitted_plane
 
 NEAREST_CLASSES = 5
 """Classes whose means the plane is fitted through, as in figure 20."""
@@ -43,7 +44,7 @@ def trajectory(
 
     Args:
         codes: (T, D), the codes of the iterates in order.
-        log_det: (T,), the log-determinants at the iterates, nats.
+        log_det: (T,), the log-determinants at the iterates, nats; `log_prob` is the density that they belong to.
         means: (K, D), K at least 3.
         log_prior: (K,).
         count: how many classes are shown, unless all means lie in one plane: then all are.
