@@ -61,7 +61,7 @@ def test_two_pictures_of_one_name_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("given", ["a picture", Picture("a", "A", "", b"<svg>")])
 def test_what_is_no_picture_is_refused(given: Any) -> None:
-    with pytest.raises(HarnessError, match="model 'mine' gave .* for an explanation, not a PNG Picture"):
+    with pytest.raises(HarnessError, match=r"model 'mine' gave .* for an explanation, not a PNG Picture"):
         collected([given], "mine")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 import pytest
@@ -78,9 +79,9 @@ def test_what_is_salient_is_bright_and_places_differ_less_than_by_the_papers_wor
     r = 1 - (saliency - saliency.amin(dim=1, keepdim=True)) / (saliency.amax(1, True) - saliency.amin(1, True))
     share = (r + 0.03) / (r + 0.03).sum(dim=1, keepdim=True)
     worded = by_class.mean(dim=1).flatten(1) - log_sum(some)[:, None] * share
-    pairs = [(ours[n], worded[n], saliency[n]) for n in range(40)]
-    assert min(float(torch.corrcoef(torch.stack([own, s]))[0, 1]) for own, _, s in pairs) > 0
-    assert max(float(torch.corrcoef(torch.stack([theirs, s]))[0, 1]) for _, theirs, s in pairs) < -0.5
+    alike = [[float(torch.corrcoef(torch.stack([m[n], saliency[n]]))[0, 1]) for n in range(40)] for m in (ours, worded)]
+    assert statistics.mean(alike[0]) > 0.3
+    assert max(alike[1]) < -0.5
     assert bool((ours.std(dim=1) < worded.std(dim=1)).all())
 
 
