@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")
-"""The colours of Okabe and Ito (2008), yellow replaced by grey: yellow cannot be read on white."""
+PALETTE = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"),
+    *("#56B4E9", "#7F7F7F", "#000000", "#882255", "#6B4C1E"),
+)
+"""The colours of Okabe and Ito (2008), yellow replaced by grey (yellow cannot be read on white), and two more."""
 SEQUENTIAL = "cividis"
 DIVERGING = "PuOr_r"
 INK, FAINT = "#1b1f24", "#8a939d"

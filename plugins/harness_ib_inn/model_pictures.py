@@ -11,7 +11,6 @@ from torch import Tensor
 from harness.drawing import FAINT, INK, PALETTE, SEQUENTIAL, as_png, new_figure, style
 from harness.explanations import Picture, class_name
 from harness_ib_inn.crops import centre_crop
-from harness_ib_inn.decision_plane import mass_radius
 from harness_ib_inn.decision_space import FLAT, fitted_plane
 from harness_ib_inn.receptive_field import ReceptiveField, receptive_field, width_at_half
 from harness_ib_inn.sample_pictures import codes, draw_cells
@@ -19,8 +18,6 @@ from harness_ib_inn.similarity import confidence_density, expected_confidence, m
 from harness_ib_inn.spread import accuracy_by_components, components, mean_spread
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
     from harness.datasets import DatasetSlice
     from harness_ib_inn.model import IBINN
 
@@ -156,14 +153,14 @@ def _space(model: IBINN, z: Tensor, labels: Tensor, names: Sequence[str]) -> Pic
     right = float((model.joint(z).argmax(dim=1) == labels).double().mean())
     figure = new_figure(5.6, 5.2)
     axes = figure.subplots()
-    radius = mass_radius(2)
-    points = torch.cat([places, means - radius, means + radius])
+    points = torch.cat([places, means])
     low, high = points.amin(dim=0) - 0.5, points.amax(dim=0) + 0.5
     bounds = (float(low[0]), float(high[0]), float(low[1]), float(high[1]))
     draw_cells(axes, means, model.log_prior, bounds)
     for k, place in enumerate(means.tolist()):
         marker = _MARKERS[k // len(PALETTE) % len(_MARKERS)]
-        _draw_class(axes, place, places[labels == k], radius, PALETTE[k % len(PALETTE)], marker)
+        x, y = places[labels == k].T.tolist()
+        axes.scatter(x, y, s=7, marker=marker, color=PALETTE[k % len(PALETTE)], alpha=0.75, linewidths=0)
         axes.text(place[0], place[1], class_name(names, k), ha="center", va="center", fontweight="bold", bbox=_LABEL)
     axes.set_xlim(bounds[:2])
     axes.set_ylim(bounds[2:])
@@ -173,18 +170,10 @@ def _space(model: IBINN, z: Tensor, labels: Tensor, names: Sequence[str]) -> Pic
     caption = (
         "The whole decision space: all class means lie in this plane, so the place of a code in it decides, and the"
         f" cells are where a class is the likeliest. Marked are {len(labels)} images of the data, coloured by label;"
-        f" {100 * right:.1f} % lie in their own cell. Circles hold 90 % of a class as seen in the plane."
+        f" {100 * right:.1f} % lie in their own cell. The name of a class stands at its mean."
     )
     numbers = {"accuracy": right, "means": means.tolist(), "images": len(labels)}
     return Picture("decision space", "The whole decision space", caption, as_png(figure), numbers)
-
-
-def _draw_class(axes: Axes, centre: Sequence[float], places: Tensor, radius: float, colour: str, marker: str) -> None:
-    from matplotlib.patches import Circle
-
-    axes.add_patch(Circle((centre[0], centre[1]), radius, fill=False, edgecolor=colour, linewidth=1.1))
-    x, y = places.T.tolist()
-    axes.scatter(x, y, s=7, marker=marker, color=colour, alpha=0.75, linewidths=0)
 
 
 @style()

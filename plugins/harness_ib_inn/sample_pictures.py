@@ -142,6 +142,7 @@ def _plane(model: IBINN, sample: ExplainedSample, clean: Tensor) -> Picture:
         " half-circle holds 90 % of its class within that space; on the dashed line the two classes are equally likely."
         f" Outside that space the code is {float(plane.beyond[0]):.0f} (squared) from every one of these means, where"
         f" {model.dimensions - plane.dimension} is expected."
+        + (" What an attack made of the image may be taken for a class that is not shown." if attacked else "")
     )
     numbers = {
         "classes": plane.classes.tolist(),
@@ -173,7 +174,7 @@ def _draw_plane(axes: Axes, plane: DecisionPlane, names: Sequence[str], threats:
     axes.plot(*plane.codes[0].tolist(), "*", color=INK, markersize=12, label="the image as it is", zorder=5)
     for i, (place, threat) in enumerate(zip(plane.codes[1:].tolist(), threats, strict=True)):
         colour = PALETTE[2 + i % 4]
-        axes.plot(*place, "X", color=colour, markersize=8, label=f"after {_short(threat)}", zorder=5)
+        axes.plot(*place, "XPDsv^"[i % 6], color=colour, markersize=8, label=f"after {_short(threat)}", zorder=5)
     points = torch.cat([plane.codes, plane.means])
     left, right = (float(v) for v in (points[:, 0].min(), points[:, 0].max()))
     axes.set_xlim(min(left, -plane.radius) - 0.4, max(right, plane.distance + plane.radius) + 0.4)
@@ -200,17 +201,16 @@ def _way(model: IBINN, sample: ExplainedSample, attacked: AttackedImage) -> Pict
     plane = figure.add_subplot(grid[0, 0].get_gridspec()[:, 0])
     _draw_way(plane, way, sample.class_names, model.log_prior)
     _draw_course(grid[0, 1], grid[1, 1], way, [before, after], sample.class_names)
-    shown = "all" if way.exact else f"the {len(way.classes)} nearest"
     kind = (
         "All class means lie in this plane, so the place in it decides: the cells are where a class is the likeliest."
         if way.exact
-        else f"The plane is fitted through the means of {shown} classes; the decision is made in"
-        f" {model.dimensions} dimensions, so no border can be drawn."
+        else f"The plane is fitted through the means of the {len(way.classes)} classes that the way passes closest to;"
+        f" the decision is made in {model.dimensions} dimensions, so no border can be drawn. The circles hold 90 % of a"
+        " class as seen in the plane."
     )
     ending = "ended at the stored image" if attacked.repeated else "did not end exactly at the stored image"
     caption = (
-        f"The way of {attacked.threat} through latent space, seen in a plane. {kind} The circles hold 90 % of a class"
-        f" as seen in the plane. Each dot is an image at which the attack asked the model, {len(attacked.iterates)} in"
+        f"The way of {attacked.threat} through latent space, seen in a plane. {kind} Each dot is an image at which the attack asked the model, {len(attacked.iterates)} in"
         f" order, dark to light, restarts and rejected trials included; the attack was repeated on the run's random"
         f" numbers and {ending}. Right: log-posterior and log p(x) on the way."
     )
@@ -238,7 +238,8 @@ def _draw_way(axes: Axes, way: Trajectory, names: Sequence[str], log_prior: Tens
         draw_cells(axes, way.means, log_prior[way.classes], bounds)
     for i, (place, k) in enumerate(zip(way.means.tolist(), way.classes.tolist(), strict=True)):
         colour = PALETTE[i % len(PALETTE)]
-        axes.add_patch(Circle(place, radius, fill=False, edgecolor=colour, linewidth=1.1))
+        if not way.exact:  # the cells say more
+            axes.add_patch(Circle(place, radius, fill=False, edgecolor=colour, linewidth=1.1))
         axes.plot(*place, "o", color=colour, markersize=5)
         axes.annotate(class_name(names, k), place, (0, 6), textcoords="offset points", ha="center", color=colour)
     x, y = way.path.T.tolist()
