@@ -210,7 +210,8 @@ def _way(model: IBINN, sample: ExplainedSample, attacked: AttackedImage) -> Pict
     )
     ending = "ended at the stored image" if attacked.repeated else "did not end exactly at the stored image"
     caption = (
-        f"The way of {attacked.threat} through latent space, seen in a plane. {kind} Each dot is an image at which the attack asked the model, {len(attacked.iterates)} in"
+        f"The way of {attacked.threat} through latent space, seen in a plane. {kind} Each dot is an image at which the"
+        f" attack asked the model, {len(attacked.iterates)} in"
         f" order, dark to light, restarts and rejected trials included; the attack was repeated on the run's random"
         f" numbers and {ending}. Right: log-posterior and log p(x) on the way."
     )
