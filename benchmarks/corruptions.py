@@ -27,7 +27,6 @@ from harness_corruptions import reference
 from harness_corruptions.catalogue import SEVERITIES, corruptions
 from harness_corruptions.corruption import Corruption, Table
 from harness_corruptions.feeding import Native, numbers_for
-from harness_corruptions.levels import truncated
 from harness_torch.model import build
 from harness_torch.options import TorchOptions
 from numpy.typing import NDArray
@@ -54,7 +53,7 @@ def native(x: Tensor, one: Corruption, severity: int, draws: Draws) -> tuple[Ten
     """Our corrupted images, in whole grey levels, and what was drawn for them."""
     parameters = one.severities[TABLE][severity - 1]
     drawn = dict(one.draw(draws, 0, tuple(x.shape[1:]), parameters)) if one.draw else {}
-    return truncated(one.apply(x, parameters, drawn, True)), drawn
+    return one.once(x, parameters, drawn, True), drawn
 
 
 def as_tensor(x: Image, device: str = "cpu") -> Tensor:

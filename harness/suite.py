@@ -169,15 +169,16 @@ def find_suite(path: Path | str) -> Path:
     """The file meant: a path, or the name of one of the suites that ship with the harness."""
     file = Path(path)
     shipped = shipped_suites()
-    bundled = shipped / file.name if file.parts[:1] == ("suites",) else shipped / f"{file}.toml"
+    bundled = shipped.joinpath(*file.parts[1:]) if file.parts[:1] == ("suites",) else shipped / f"{file}.toml"
     try:
         for candidate in (file, bundled):
             if candidate.is_file():
                 return candidate.resolve()
     except OSError as error:
         raise MissingDataError(f"suite {path} cannot be read: {error.strerror or error}") from error
-    known = [f.stem for f in shipped.glob("*.toml")] if shipped.is_dir() else []
-    what = "is a folder; give the suite file" if file.is_dir() else f"no such file{did_you_mean(file.stem, known)}"
+    known = [f.relative_to(shipped).with_suffix("").as_posix() for f in shipped.rglob("*.toml")]
+    wanted = file.with_suffix("").as_posix()
+    what = "is a folder; give the suite file" if file.is_dir() else f"no such file{did_you_mean(wanted, known)}"
     raise MissingDataError(f"suite {path}: {what}")
 
 

@@ -159,7 +159,7 @@ def _is_correct(rows: Rows) -> NDArray[np.bool_]:
     return np.asarray(rows["correct"], dtype=bool)
 
 
-BITS_PER_DIM = AtEach(Mean("bits_per_dim"), "pi")
+BITFLIP_BITS_PER_DIM = AtEach(Mean("bits_per_dim"), "pi")
 DELTA_BITS_PER_DIM = AtEach(AbsoluteMean("delta_bits_per_dim"), "pi", without=_CLEAN)
 SIGNED_DELTA_BITS_PER_DIM = AtEach(Mean("delta_bits_per_dim"), "pi", without=_CLEAN)
 BITFLIP_ACCURACY = AtEach(Proportion(_is_correct), "pi")

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from harness.info import MetricInfo
-from harness.metrics.registered_shifts import BIT_FLIP, CALIBRATION, CORRUPTION, DETECTION, INTERPOLATION
+from harness.metrics.registered_shifts import (
+    BIT_FLIP,
+    CALIBRATION,
+    CORRUPTION,
+    DETECTION,
+    INTERPOLATION,
+    LIKELIHOOD,
+)
 
 _ATTACK = ("sample_id", "clean_correct", "success")
 _ATTACKED = ("sample_id", "label", "clean_correct", "adversarial_prediction")
@@ -139,6 +146,7 @@ METRICS: tuple[MetricInfo, ...] = (
         direction="higher",
         scope="group",
     ),
+    *LIKELIHOOD,
     *CALIBRATION,
     *CORRUPTION,
     *BIT_FLIP,

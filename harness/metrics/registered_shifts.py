@@ -160,6 +160,27 @@ CALIBRATION: tuple[MetricInfo, ...] = (
     ),
 )
 
+LIKELIHOOD: tuple[MetricInfo, ...] = (
+    _registered(
+        "bits_per_dim",
+        "mean negative log-likelihood of the clean images in bits per dimension",
+        ("sample_id", "clean_bits_per_dim"),
+        "lower",
+        "bits/dim",
+        module="likelihood",
+        source="Theis et al. 2016",
+    ),
+    _registered(
+        "cross_entropy",
+        "mean negative log-probability of the label of clean images",
+        ("sample_id", "clean_correct", "negative_log_likelihood"),
+        "lower",
+        "nats",
+        module="likelihood",
+        source="",
+    ),
+)
+
 CORRUPTION: tuple[MetricInfo, ...] = (
     MetricInfo(
         name="corruption_accuracy",
@@ -220,7 +241,7 @@ _bit_flip = partial(_registered, module="bitflip", source="NCML (Noise Condition
 _between = partial(_registered, module="interpolation", source="Zimmermann et al. 2021, section 3.4")
 BIT_FLIP: tuple[MetricInfo, ...] = (
     _bit_flip(
-        "bits_per_dim",
+        "bitflip_bits_per_dim",
         "mean bits/dim at each probability of a flipped bit",
         (*_PI, "bits_per_dim"),
         "lower",

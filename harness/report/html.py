@@ -16,7 +16,7 @@ from harness import __version__
 from harness.checkpoints import write_atomically
 from harness.errors import HarnessError, StoreError
 from harness.hookspecs import hookimpl
-from harness.report import REPORT_FILE, explanations, plots
+from harness.report import REPORT_FILE, explanations, plots, svg, tradeoff
 from harness.report import examples as pictures
 from harness.report.wording import (
     audit_state,
@@ -202,27 +202,33 @@ def _metric_view(name: str, estimate: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Figure:
-    panel: plots.Panel
+    title: str
+    dataset: str
     params: list[tuple[str, Any]]
     legend: list[tuple[int, str, str]]  # number of the colour, marker, model
     svg: Markup
 
 
-def _figures(cells: Sequence[Mapping[str, Any]]) -> tuple[list[_Figure], str]:
-    """The drawings and the CSS they need; imports matplotlib only where there is something to draw."""
+def _figures(cells: Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[_Figure]], str]:
+    """The drawings of each section and the CSS they need; imports matplotlib only where there is something to draw."""
+    curves, tradeoffs, css = [], [], []
+    for number, panel in enumerate(plots.panels(cells)):
+        drawn = plots.draw(panel, f"plot{number}")
+        params = [(name, value) for name, value in panel.params.items() if isinstance(value, (str, int, float))]
+        curves.append(_figure(panel.plugin, panel.dataset, params, [curve.model for curve in panel.curves], drawn[0]))
+        css.append(drawn[1])
+    for number, scatter in enumerate(tradeoff.scatters(cells)):
+        drawn = tradeoff.draw(scatter, f"tradeoff{number}")
+        tradeoffs.append(_figure("models", scatter.dataset, [], list(scatter.points), drawn[0]))
+        css.append(drawn[1])
+    return {"curves": curves, "tradeoffs": tradeoffs}, "".join("\n" + rules for rules in css)
+
+
+def _figure(title: str, dataset: str, params: list[tuple[str, Any]], models: Sequence[str], drawing: str) -> _Figure:
     from markupsafe import Markup
 
-    figures, css = [], ""
-    for number, panel in enumerate(plots.panels(cells)):
-        svg, rules = plots.draw(panel, f"plot{number}")
-        legend = [
-            (i % plots.COLOURS, plots.MARKERS[i % len(plots.MARKERS)], curve.model)
-            for i, curve in enumerate(panel.curves)
-        ]
-        params = [(name, value) for name, value in panel.params.items() if isinstance(value, (str, int, float))]
-        figures.append(_Figure(panel, params, legend, Markup(svg)))
-        css += "\n" + rules
-    return figures, css
+    legend = [(i % svg.COLOURS, svg.MARKERS[i % len(svg.MARKERS)], model) for i, model in enumerate(models)]
+    return _Figure(title, dataset, params, legend, Markup(drawing))
 
 
 def _gallery(

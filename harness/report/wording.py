@@ -7,14 +7,18 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-_HEADINGS = {"bits_per_dim": "bits/dim", "fpr_ood_at_95_tpr_id": "FPR@95TPR"}
+_HEADINGS = {
+    "bits_per_dim": "bits/dim",
+    "bitflip_bits_per_dim": "bits/dim at pi =",
+    "fpr_ood_at_95_tpr_id": "FPR@95TPR",
+}
 _ACRONYMS = {"auroc": "AUROC", "aupr": "AUPR", "aurc": "AURC", "fid": "FID", "fpr": "FPR"}
 _PERCENT = re.compile(r"(^|_)(accuracy|rate|auroc|aupr|fpr|tpr|calibration_error|corruption_error)(_|$)")
 # Said by another number of the same cell: kept for the page, left out of a table that must fit a terminal.
 _SECONDARY = re.compile(
     r"attack_success_rate|robust_accuracy_at|evasion_rate|detection_auroc_of_attacked\w*|(linf|l0|l1|l2|forwards|backwards)_\w+"
     r"|fpr_\w+|aupr\w*|detection_accuracy|tied_scores|\w+_by_distance|two_tailed_uniformity|held_out_\w+"
-    r"|aurc|\w*calibration_error|overconfidence_error|corruption_(auroc|bits_per_dim)|entropy_rise"
+    r"|aurc|cross_entropy|\w*calibration_error|overconfidence_error|corruption_(auroc|bits_per_dim)|entropy_rise"
     r"|bitflip_(auroc|accuracy_change|logit_change)|signed_\w+|interpolation_log_prob_\w+"
 )
 # Of these only the variants named: a cell has a hundred others.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.models import CONFIDENCE_BINS, max_softmax, refuse_nan
+from harness.models import CONFIDENCE_BINS, bits_per_dim, max_softmax, refuse_nan
 from harness.options import Options
 from harness.threats import Batch, Budget, Columns, ThreatContext
 
@@ -23,11 +23,14 @@ class Clean:
 
     A classifier gives `confidence`, `entropy`, `negative_log_likelihood`, and `class_confidence_count`,
     `class_confidence_sum` (B, 29): how many classes have a probability in each of `harness.models.CONFIDENCE_BINS`, and
-    the sum of those. A density gives `log_prob`, a detector (which every classifier is) `ood_score`. A plain classifier
-    costs no evaluation beyond the host's own.
+    the sum of those. A density gives `log_prob` (nats) and, unless it is a surrogate, `clean_bits_per_dim`; a detector
+    (which every classifier is) `ood_score`. A plain classifier costs no evaluation beyond the host's own.
     """
 
     budget: Budget | None = None
+
+    def __init__(self, levels: int = 256) -> None:
+        self.levels = levels
 
     def run(self, model: ModelView, batch: Batch) -> Columns:
         import torch
@@ -44,6 +47,8 @@ class Clean:
                 refuse_nan(columns["ood_score"], batch.ids, "ood_score", "images")
             if "Density" in model.capabilities:
                 columns["log_prob"] = model.log_prob(batch.x, batch.draws).double()
+                if model.density_tag != "surrogate":
+                    columns["clean_bits_per_dim"] = bits_per_dim(columns["log_prob"], batch.x.shape[1:], self.levels)
         return columns
 
 
@@ -84,4 +89,4 @@ def class_confidence(logits: Tensor) -> dict[str, Tensor]:
 
 
 def build(options: CleanOptions, context: ThreatContext) -> Clean:  # noqa: ARG001 - a factory's signature
-    return Clean()
+    return Clean(context.data.levels)

@@ -57,6 +57,7 @@ PIXELATE = Corruption(
     group="digital",
     apply=pixelate,
     draw=None,
+    on_levels=True,
     severities={
         "imagenet-c": ((0.6,), (0.5,), (0.4,), (0.3,), (0.25,)),
         "cifar10-c": ((0.95,), (0.9,), (0.85,), (0.75,), (0.65,)),
@@ -68,6 +69,7 @@ JPEG = Corruption(
     group="digital",
     apply=jpeg_compression,
     draw=None,
+    on_levels=True,
     severities={
         "imagenet-c": ((25,), (18,), (15,), (10,), (7,)),
         "cifar10-c": ((80,), (65,), (58,), (50,), (40,)),

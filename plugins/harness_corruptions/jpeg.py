@@ -17,28 +17,26 @@ _PILLOW_FROM = 64 * 64
 
 
 def jpeg_compression(x: Tensor, parameters: Parameters, _drawn: Drawn, _compat: bool) -> Tensor:
-    """Images written as JPEG of a quality and read back, on 8-bit levels; `parameters`: quality, 1 to 100.
+    """Images, uint8, written as JPEG of a quality and read back, as levels; `parameters`: quality, 1 to 100.
 
     Three channels are one colour image, its chroma at half the resolution; of any other number each is a grey image.
     """
     quality = int(parameters[0])
-    levels = (x * 255).round_()
     if x.device.type == "cpu" and x.shape[2] * x.shape[3] >= _PILLOW_FROM:
-        levels = through_pillow(levels, quality)
-    elif x.shape[1] == 3:
-        levels = colour_through_jpeg(levels, quality)
-    else:
-        levels = grey_through_jpeg(levels.flatten(0, 1), quality).view_as(x)
-    return levels.div_(255)
+        return through_pillow(x, quality)
+    levels = x.float()
+    if x.shape[1] == 3:
+        return colour_through_jpeg(levels, quality)
+    return grey_through_jpeg(levels.flatten(0, 1), quality).view_as(x)
 
 
 def through_pillow(levels: Tensor, quality: int) -> Tensor:
-    """Images (n, C, H, W) of whole numbers 0 to 255 written and read by Pillow, one after the other, on the CPU."""
+    """Images (n, C, H, W), uint8, written and read by Pillow, one after the other, on the CPU."""
     import numpy as np
     import torch
     from PIL import Image
 
-    planes = levels.to(torch.uint8).numpy()
+    planes = levels.numpy()
     out = np.empty_like(planes)
     # Pillow puts the channels of a colour image together and takes them apart faster than a copy of the tensor does.
     colour = levels.shape[1] == 3
@@ -50,4 +48,4 @@ def through_pillow(levels: Tensor, quality: int) -> Tensor:
             found = Image.open(file, formats=("JPEG",))
             for place, band in enumerate(found.split(), start=channel):
                 read[place] = np.frombuffer(band.tobytes(), np.uint8).reshape(read[place].shape)
-    return torch.from_numpy(out).to(levels.dtype)
+    return torch.from_numpy(out)

@@ -12,6 +12,18 @@ _STEPS = 255
 _SLACK = 2.0**-12
 
 
+def to_levels(x: Tensor) -> Tensor:
+    """The nearest grey level as a whole number, uint8; `x` in [0, 1]."""
+    import torch
+
+    return (x * _STEPS).round_().to(torch.uint8)
+
+
+def from_levels(levels: Tensor) -> Tensor:
+    """Whole grey levels of any type as float32 in [0, 1]."""
+    return levels.float() / _STEPS
+
+
 def rounded(x: Tensor) -> Tensor:
     """The nearest grey level; `x` in [0, 1]."""
     return (x * _STEPS).round_().div_(_STEPS)

@@ -76,7 +76,7 @@ def banded(x: Tensor, blocks: Blocks, axis: Literal[2, 3]) -> Tensor:
 
 
 def pixelate(x: Tensor, parameters: Parameters, _drawn: Drawn, compat: bool) -> Tensor:
-    """Images shrunk to the share c of their sides and enlarged again, on 8-bit levels; `parameters`: c.
+    """Images, uint8, shrunk to the share c of their sides and enlarged again; `parameters`: c. Gives float32 levels.
 
     As Pillow's BOX filter does it: along rows, then along columns, each mean rounded to a grey level, halves upwards.
     (Pillow 13 begins with the columns of images more than twice as high as wide, which may differ by one level.)
@@ -88,8 +88,8 @@ def pixelate(x: Tensor, parameters: Parameters, _drawn: Drawn, compat: bool) -> 
     low, narrow = int(height * c), int(width * c)
     across, columns = boxes(width, narrow, x.device)
     down, rows = boxes(height, low, x.device)
-    levels = banded((x * 255).round_(), across, 3).div_(columns).add_(0.5).floor_()
-    levels = banded(levels, down, 2).div_(rows[:, None]).add_(0.5).floor_().div_(255)
+    levels = banded(x.float(), across, 3).div_(columns).add_(0.5).floor_()
+    levels = banded(levels, down, 2).div_(rows[:, None]).add_(0.5).floor_()
     copies, _ = repeats(width, narrow, compat, x.device)
     _, row = repeats(height, low, compat, x.device)
     # Rows are copied whole, which indexing does faster.

@@ -96,10 +96,13 @@ class OrthogonalMixing(Invertible):
         self.register_buffer("matrix", haar_orthogonal(channels, generator))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return F.conv2d(x, self.matrix.to(x.dtype)[:, :, None, None]), no_change(x)
+        return self._times(self.matrix, x), no_change(x)
 
     def inverse(self, y: Tensor) -> Tensor:
-        return F.conv2d(y, self.matrix.T.to(y.dtype)[:, :, None, None])
+        return self._times(self.matrix.T, y)
+
+    def _times(self, matrix: Tensor, x: Tensor) -> Tensor:
+        return torch.einsum("oc,bchw->bohw", matrix.to(x.dtype), x)
 
 
 class Permutation(Invertible):

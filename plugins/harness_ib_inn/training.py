@@ -202,7 +202,7 @@ def _optimizer(model: IBINN, recipe: FitRecipe) -> torch.optim.Optimizer:
     ]
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9)
-    return torch.optim.AdamW(groups, lr=recipe.lr)
+    return torch.optim.AdamW(groups, lr=recipe.lr, fused=True)
 
 
 def _state_tensors(model: IBINN, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -284,6 +284,17 @@ def test_a_near_miss_of_a_shipped_suite_is_named() -> None:
         find_suite("qickstart")
 
 
+def test_shipped_suites_are_found_in_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "papers").mkdir()
+    written = tmp_path / "papers" / "table2.toml"
+    written.write_text(HEAD)
+    monkeypatch.setattr("harness.suite.shipped_suites", lambda: tmp_path)
+    for name in ("papers/table2", "suites/papers/table2.toml"):
+        assert find_suite(name) == written.resolve()
+    with pytest.raises(MissingDataError, match="did you mean 'papers/table2'"):
+        find_suite("paper/table2")
+
+
 def test_a_folder_is_not_a_suite(tmp_path: Path) -> None:
     with pytest.raises(MissingDataError, match="is a folder; give the suite file"):
         find_suite(tmp_path)

@@ -96,4 +96,16 @@ def test_a_detector_of_its_own_is_asked() -> None:
 
 def test_a_density_that_is_no_classifier_has_its_log_likelihood_alone() -> None:
     view = ModelView(Flow(), {"Density"}, torch.arange(2), 0, "attack")
+    x = torch.rand(2, 1, 2, 2)
+    columns = Clean(levels=16).run(view, batch_of(x, None))
+    assert set(columns) == {"log_prob", "clean_bits_per_dim"}
+    expected = x.double().square().sum(dim=(1, 2, 3)) / (4 * math.log(2)) + 4
+    torch.testing.assert_close(columns["clean_bits_per_dim"], expected)
+
+
+def test_a_surrogate_has_no_bits_per_dim() -> None:
+    class Surrogate(Flow):
+        density_tag = "surrogate"
+
+    view = ModelView(Surrogate(), {"Density"}, torch.arange(2), 0, "attack")
     assert set(Clean().run(view, batch_of(torch.rand(2, 1, 2, 2), None))) == {"log_prob"}

@@ -28,7 +28,7 @@ from harness.errors import ThreatError
 from harness.evaluate import Setting, ShardTask, evaluate_batch
 from harness.host import load_host
 from harness.loading import BuiltModel, BuiltThreat
-from harness.metrics.bitflip import BITS_PER_DIM, DELTA_BITS_PER_DIM
+from harness.metrics.bitflip import BITFLIP_BITS_PER_DIM, DELTA_BITS_PER_DIM
 from harness.randomness import Draws
 from harness.threats import ThreatContext
 
@@ -121,7 +121,7 @@ def test_a_known_density_gives_its_analytic_bits_and_delta(run: Run) -> None:
     np.testing.assert_allclose(of(rows, 0, "bits_per_dim"), clean, atol=1e-9)
     np.testing.assert_allclose(of(rows, 1, "bits_per_dim"), flipped, atol=1e-9)
     np.testing.assert_allclose(of(rows, 1, "delta_bits_per_dim"), flipped - clean, atol=1e-9)
-    assert BITS_PER_DIM.estimate(rows, 0.95)["0"].value == pytest.approx(clean.mean(), abs=1e-4)
+    assert BITFLIP_BITS_PER_DIM.estimate(rows, 0.95)["0"].value == pytest.approx(clean.mean(), abs=1e-4)
     delta = DELTA_BITS_PER_DIM.estimate(rows, 0.95)
     assert delta["1"].value == pytest.approx(abs(flipped.mean() - clean.mean()), abs=1e-4)
     # At pi = 0.5 the expectation over the flips is half of it: these are 40 x 192 of them.
@@ -139,7 +139,7 @@ def test_samples_of_the_density_itself_meet_its_entropy_and_cross_entropy(run: R
     rows = run(Categorical(p), {"Density"}, x, levels=8)
     entropy = float(-(p * p.log2()).sum())
     crossed = float(-(p * p[torch.arange(8) ^ 1].log2()).sum())
-    found, delta = BITS_PER_DIM.estimate(rows, 0.99), DELTA_BITS_PER_DIM.estimate(rows, 0.99)
+    found, delta = BITFLIP_BITS_PER_DIM.estimate(rows, 0.99), DELTA_BITS_PER_DIM.estimate(rows, 0.99)
     assert found["0"].value == pytest.approx(entropy, abs=1e-4)
     assert found["1"].value == pytest.approx(crossed, abs=1e-4)
     assert delta["1"].value == pytest.approx(crossed - entropy, abs=1e-4)

@@ -29,6 +29,8 @@ def corrupted(
 ) -> Tensor:
     parameters = corruption.severities[table][severity - 1]
     drawn = corruption.draw(draws, 0, tuple(x.shape[1:]), parameters) if corruption.draw else {}
+    if corruption.on_levels:
+        return corruption.once(x, parameters, drawn, compat)
     return corruption.apply(x, parameters, drawn, compat)
 
 

@@ -7,7 +7,8 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
-from harness_corruptions.jpeg import jpeg_compression, through_pillow
+from harness_corruptions.digital import JPEG
+from harness_corruptions.jpeg import through_pillow
 from harness_corruptions.jpeg_codec import colour_through_jpeg, grey_through_jpeg, quantisation_table
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -49,21 +50,21 @@ def test_large_images_go_through_pillow_and_come_out_the_same(channels: int, sid
     x = images(2, channels, side, side)
     levels = (x * 255).round()
     expected = torch.stack([pillow(one, 15) for one in levels])
-    assert torch.equal((jpeg_compression(x, (15,), {}, True) * 255).round(), expected)
-    assert torch.equal(through_pillow(levels, 15), expected)
+    assert torch.equal((JPEG.once(x, (15,), {}, True) * 255).round(), expected)
+    assert torch.equal(through_pillow(levels.to(torch.uint8), 15), expected.to(torch.uint8))
 
 
 def test_a_number_of_channels_that_has_no_colours_is_as_many_grey_images() -> None:
     x = images(2, 2, 17, 19)
-    out = jpeg_compression(x, (30,), {}, False)
-    each = [jpeg_compression(x[:, c : c + 1], (30,), {}, False) for c in range(2)]
+    out = JPEG.once(x, (30,), {}, False)
+    each = [JPEG.once(x[:, c : c + 1], (30,), {}, False) for c in range(2)]
     assert torch.equal(out, torch.cat(each, dim=1))
 
 
 def test_a_grey_image_is_as_one_of_three_equal_channels() -> None:
     x = images(1, 1, 32, 32)
-    grey = jpeg_compression(x, (25,), {}, True)
-    colour = jpeg_compression(x.expand(-1, 3, -1, -1), (25,), {}, True)
+    grey = JPEG.once(x, (25,), {}, True)
+    colour = JPEG.once(x.expand(-1, 3, -1, -1), (25,), {}, True)
     assert torch.equal(colour, grey.expand(-1, 3, -1, -1))
 
 

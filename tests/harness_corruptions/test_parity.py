@@ -19,7 +19,6 @@ from harness.randomness import draws_for
 from .record_reference import images
 
 catalogue = pytest.importorskip("harness_corruptions.catalogue")
-levels = pytest.importorskip("harness_corruptions.levels")
 
 installed = all(importlib.util.find_spec(name) for name in ("imagecorruptions", "cv2", "skimage"))
 pytestmark = [
@@ -35,7 +34,7 @@ def differences(name: str, severity: int, image: NDArray[np.uint8]) -> NDArray[n
     parameters = one.severities["imagenet-c"][severity - 1]
     x = torch.from_numpy(image).permute(2, 0, 1)[None].float().div(255)
     drawn = dict(one.draw(draws_for(torch.tensor([3]), 0), 0, tuple(x.shape[1:]), parameters)) if one.draw else {}
-    ours = levels.truncated(one.apply(x, parameters, drawn, True))[0].permute(1, 2, 0).mul(255).round().numpy()
+    ours = one.once(x, parameters, drawn, True)[0].permute(1, 2, 0).mul(255).round().numpy()
     if one.draw is None:
         theirs = reference.run(image, name, severity)
     else:

@@ -12,8 +12,8 @@ from harness.metrics.bitflip import (
     BITFLIP_ACCURACY,
     BITFLIP_ACCURACY_CHANGE,
     BITFLIP_AUROC,
+    BITFLIP_BITS_PER_DIM,
     BITFLIP_LOGIT_CHANGE,
-    BITS_PER_DIM,
     DELTA_BITS_PER_DIM,
     SIGNED_DELTA_BITS_PER_DIM,
     AbsoluteMean,
@@ -22,7 +22,7 @@ from harness.metrics.bitflip import (
 from harness.statistics import Interval, paired_proportions
 
 EVERY = [
-    BITS_PER_DIM,
+    BITFLIP_BITS_PER_DIM,
     DELTA_BITS_PER_DIM,
     SIGNED_DELTA_BITS_PER_DIM,
     BITFLIP_ACCURACY,
@@ -60,7 +60,7 @@ def random_rows(n=200, shift=0.3, seed=0, spread=1.0):
 def test_bits_and_deltas_are_means_by_pi_with_paired_intervals():
     found = random_rows()
     bits = found["bits_per_dim"].reshape(3, -1)
-    estimates = BITS_PER_DIM.estimate(found, 0.95)
+    estimates = BITFLIP_BITS_PER_DIM.estimate(found, 0.95)
     assert list(estimates) == ["0", "0.5", "1"]
     for key, row in zip(estimates, bits, strict=True):
         assert estimates[key].value == pytest.approx(row.mean())
@@ -124,7 +124,7 @@ def test_a_worse_run_is_told_from_its_baseline():
     assert change.value == pytest.approx(0.2)
     assert change.p_increase < 1e-6
     assert change.p_decrease > 0.5
-    better = BITS_PER_DIM.difference(rows(bits), rows(bits - 0.1), 0.05)
+    better = BITFLIP_BITS_PER_DIM.difference(rows(bits), rows(bits - 0.1), 0.05)
     assert better["0"].value == pytest.approx(-0.1)
     assert better["0"].high < 0
 
@@ -212,7 +212,7 @@ def test_the_order_of_rows_does_not_matter(metric):
 def test_an_impossible_image_is_a_reason_not_a_number():
     bits = np.full((3, 20), 4.0)
     bits[2, 3] = np.inf
-    for metric in (BITS_PER_DIM, DELTA_BITS_PER_DIM, SIGNED_DELTA_BITS_PER_DIM):
+    for metric in (BITFLIP_BITS_PER_DIM, DELTA_BITS_PER_DIM, SIGNED_DELTA_BITS_PER_DIM):
         found = metric.estimate(rows(bits), 0.95)
         assert found["1"].value is None
         assert "not finite in 1 of 20 rows" in found["1"].reason

@@ -23,6 +23,7 @@ from harness.explanations import Picture, write_pictures
 from harness.report.explanations import made_of
 from harness.report.html import HtmlReporter, write_report
 from harness.report.plots import panels
+from harness.report.tradeoff import scatters
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 DRAWN = {"path", "rect", "circle", "use", "line", "polygon"}
@@ -176,6 +177,30 @@ def test_no_plot_without_two_eps(runs: Any) -> None:
     page = page_of(write_report(run))
     assert "against eps" not in page.text
     assert not [svg for svg in page.of("svg") if svg.get("class") == "plot"]
+
+
+def likelihood_cell(runs: Any, model: str, bits: float, **more: Any) -> Any:
+    metrics = {"clean_accuracy": runs.estimate(0.97), "bits_per_dim": {"value": bits, "low": bits - 0.1, "high": bits}}
+    return runs.cell(model, "clean", metrics=metrics, **more)
+
+
+def test_accuracy_is_drawn_against_likelihood_where_two_models_have_both(runs: Any) -> None:
+    cells = [likelihood_cell(runs, f"beta{i}", 2.0 + i) for i in range(3)]
+    page = page_of(write_report(runs.write(cells)))
+    (plot,) = [svg for svg in page.of("svg") if svg.get("class") == "plot"]
+    assert plot["aria-label"] == "Accuracy against bits per dimension for 3 models"
+    assert "var(--series-2)" in page.styles[0]
+    (scatter,) = scatters(cells)
+    bits, accuracy = scatter.points["beta1"]
+    assert (bits.value, accuracy.value) == (3.0, 0.97)
+    assert bits.bars == [[pytest.approx(0.1)], [0.0]]
+
+
+def test_no_trade_off_of_one_model_or_of_two_data_sets(runs: Any) -> None:
+    cells = [likelihood_cell(runs, "a", 2.0), likelihood_cell(runs, "b", 2.0, dataset="mnist"), runs.cell("c", "clean")]
+    failed = likelihood_cell(runs, "d", 3.0, status="failed")
+    assert scatters([*cells, failed]) == []
+    assert "against likelihood" not in page_of(write_report(runs.write(cells))).text
 
 
 def test_panels_keep_attacks_apart_and_order_eps_by_size(runs: Any) -> None:
