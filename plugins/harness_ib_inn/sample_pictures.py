@@ -201,23 +201,23 @@ def _way(model: IBINN, sample: ExplainedSample, attacked: AttackedImage) -> Pict
     plane = figure.add_subplot(grid[0, 0].get_gridspec()[:, 0])
     _draw_way(plane, way, sample.class_names, model.log_prior)
     _draw_course(grid[0, 1], grid[1, 1], way, [before, after], sample.class_names)
+    shown = [class_name(sample.class_names, int(k)) for k in way.classes]
     kind = (
         "All class means lie in this plane, so the place in it decides: the cells are where a class is the likeliest."
-        if way.exact
-        else f"The plane is fitted through the means of the {len(way.classes)} classes that the way passes closest to;"
-        f" the decision is made in {model.dimensions} dimensions, so no border can be drawn. The circles hold 90 % of a"
+        if way.whole
+        else f"The plane goes through the means of {shown[0]}, {shown[1]} and {shown[2]}: the place in it decides between"
+        " these three, and the cells are where one of them is likelier than the others. The circles hold 90 % of a"
         " class as seen in the plane."
     )
     ending = "ended at the stored image" if attacked.repeated else "did not end exactly at the stored image"
     caption = (
-        f"The way of {attacked.threat} through latent space, seen in a plane. {kind} Each dot is an image at which the"
-        f" attack asked the model, {len(attacked.iterates)} in"
-        f" order, dark to light, restarts and rejected trials included; the attack was repeated on the run's random"
-        f" numbers and {ending}. Right: log-posterior and log p(x) on the way."
+        f"The way of {attacked.threat} through latent space. {kind} Each dot is an image at which the attack asked the"
+        f" model, {len(attacked.iterates)} in order, dark to light, restarts and rejected trials included; the attack"
+        f" was repeated on the run's random numbers and {ending}. Right: log-posterior and log p(x) on the way."
     )
     numbers = {
         "classes": way.classes.tolist(),
-        "exact": way.exact,
+        "whole": way.whole,
         "path": way.path.tolist(),
         "log_posterior": way.log_posterior[:, [before, after]].tolist(),
         "log_prob": way.log_prob.tolist(),
@@ -235,11 +235,10 @@ def _draw_way(axes: Axes, way: Trajectory, names: Sequence[str], log_prior: Tens
     points = torch.cat([way.path, way.means])  # the circles may be cut: the way is what matters
     low, high = points.amin(dim=0) - 1, points.amax(dim=0) + 1
     bounds = (float(low[0]), float(high[0]), float(low[1]), float(high[1]))
-    if way.exact:
-        draw_cells(axes, way.means, log_prior[way.classes], bounds)
+    draw_cells(axes, way.means, log_prior[way.classes], bounds)
     for i, (place, k) in enumerate(zip(way.means.tolist(), way.classes.tolist(), strict=True)):
         colour = PALETTE[i % len(PALETTE)]
-        if not way.exact:  # the cells say more
+        if not way.whole:  # more circles would hide the way
             axes.add_patch(Circle(place, radius, fill=False, edgecolor=colour, linewidth=1.1))
         axes.plot(*place, "o", color=colour, markersize=5)
         axes.annotate(class_name(names, k), place, (0, 6), textcoords="offset points", ha="center", color=colour)

@@ -125,5 +125,5 @@ def test_means_in_a_plane_have_their_decision_space_drawn(given: Any, sample: Ex
     x, y = data.load(data.ids)
     assert found["accuracy"] == pytest.approx(float((flat.logits(x).argmax(dim=1) == y).double().mean()), abs=1e-9)
     way = by_name(flat.explain_sample(sample))["way pgd[eps=8/255]"].numbers
-    assert way["exact"] is True
+    assert way["whole"] is True
     assert len(way["classes"]) == 10
