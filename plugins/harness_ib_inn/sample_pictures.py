@@ -205,9 +205,9 @@ def _way(model: IBINN, sample: ExplainedSample, attacked: AttackedImage) -> Pict
     kind = (
         "All class means lie in this plane, so the place in it decides: the cells are where a class is the likeliest."
         if way.whole
-        else f"The plane goes through the means of {shown[0]}, {shown[1]} and {shown[2]}: the place in it decides between"
-        " these three, and the cells are where one of them is likelier than the others. The circles hold 90 % of a"
-        " class as seen in the plane."
+        else f"The plane goes through the means of {shown[0]}, {shown[1]} and {shown[2]}: the place in it decides"
+        " between these three, and the cells are where one of them is likelier than the others. The circles hold 90 %"
+        " of a class as seen in the plane."
     )
     ending = "ended at the stored image" if attacked.repeated else "did not end exactly at the stored image"
     caption = (
@@ -268,7 +268,7 @@ def _draw_course(top: Axes, bottom: Axes, way: Trajectory, pair: Sequence[int], 
     for k, colour, dash in zip(pair, PALETTE, ("-", "--"), strict=False):
         top.plot(steps, way.log_posterior[:, k].tolist(), dash, color=colour, label=class_name(names, k))
     top.set_ylabel("log-posterior (nats)")
-    top.legend(fontsize=8)
+    top.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=8)
     top.set_xticklabels([])
     bottom.plot(steps, way.log_prob.tolist(), color=INK)
     bottom.set_ylabel("log p(x) (nats)")
