@@ -26,17 +26,17 @@ class _Residual(nn.Module):
 
 
 def digits_resnet(num_classes: int = 10) -> nn.Sequential:
-    """The residual network beside layout `digits`: 199,000 parameters; that layout has 202,000.
+    """The residual network beside layout `digits`: 135,000 parameters; that layout has 134,000.
 
     Downsampled where the IB-INN is, to 4x4 and 2x2 pixels, then averaged. Takes (B, 1, 8, 8), gives (B, num_classes).
     """
     return nn.Sequential(
         _Residual(1, 32, stride=2),
         _Residual(32, 32),
-        _Residual(32, 58, stride=2),
-        _Residual(58, 58),
-        _Residual(58, 58),
+        _Residual(32, 45, stride=2),
+        _Residual(45, 45),
+        _Residual(45, 45),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
-        nn.Linear(58, num_classes),
+        nn.Linear(45, num_classes),
     )

@@ -18,7 +18,7 @@ from harness_ib_inn.blocks import (
     Permutation,
     Subnetwork,
 )
-from harness_ib_inn.subnetworks import basic, bottleneck, dense, entry, pointwise
+from harness_ib_inn.subnetworks import basic, bottleneck, entry, pointwise
 
 Mixing = Literal["orthogonal", "permutation"]
 
@@ -98,12 +98,7 @@ _ALL = (
     Layout(
         "digits",
         (1, 8, 8),
-        (
-            Haar(),
-            Couplings(2, _plain(16)),
-            *_stage(partial(basic, norm=False), 16, 1),
-            Couplings(8, partial(dense, width=112, size=(2, 2))),
-        ),
+        (Haar(), Couplings(2, _plain(24)), *_stage(partial(basic, norm=False), 24, 1), Couplings(6, _plain(40))),
         alpha=1.0,
         rank=8,
     ),

@@ -38,24 +38,6 @@ def entry(channels_in: int, channels_out: int, width: int, stride: int = 1, norm
     return nn.Sequential(*_convolution(channels_in, width, 7, stride, norm), _projection(width, channels_out))
 
 
-def dense(channels_in: int, channels_out: int, width: int, size: tuple[int, int]) -> nn.Module:
-    """Three linear layers over whole feature maps of `size`: for maps so small that a 3x3 convolution sees all of them
-    anyway."""
-    pixels = size[0] * size[1]
-    last = nn.Linear(width, channels_out * pixels)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
-    return nn.Sequential(
-        nn.Flatten(),
-        nn.Linear(channels_in * pixels, width),
-        nn.ReLU(),
-        nn.Linear(width, width),
-        nn.ReLU(),
-        last,
-        nn.Unflatten(1, (channels_out, *size)),
-    )
-
-
 def _convolution(channels_in: int, channels_out: int, size: int, stride: int, norm: bool) -> tuple[nn.Module, ...]:
     layer = nn.Conv2d(channels_in, channels_out, size, stride=stride, padding=size // 2, bias=not norm)
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
