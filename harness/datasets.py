@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from harness.errors import HarnessError, did_you_mean
+from harness.errors import HarnessError
+from harness.label_map import Ints, Target, map_classes
+from harness.readout import Readout
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Ints = NDArray[np.int64]
+__all__ = ["Dataset", "DatasetContext", "DatasetFacts", "DatasetSlice", "Ints", "SliceSpec"]
 
 
 class Dataset(Protocol):
@@ -54,12 +55,17 @@ class DatasetContext:
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """What a model or threat may know of the data it will see."""
+    """What a model or threat may know of the data it will see.
+
+    `readout`: how the host reads a model's outputs as these classes, where they are not its own: whoever is given a
+    `harness.models.ModelView` sees the classes of the data.
+    """
 
     name: str
     shape: tuple[int, int, int]
     levels: int
     class_names: tuple[str, ...]
+    readout: Readout | None = None
 
     @property
     def num_classes(self) -> int:
@@ -72,14 +78,17 @@ class SliceSpec:
 
     `classes` keeps only the samples of these classes (names or indices). `label_map` turns classes of the data set into
     classes of the model: {"data set's class": target}. Targets are all indices of the model's outputs, and then every
-    class that is kept needs one; or all names, which rename classes in place and merge those given the same name.
+    class that is kept needs one, or several, of which any is right, or () to be left out; or all names, which rename
+    classes in place and merge those given the same name. `restrict`: the model chooses among the classes kept alone.
+    With it, or where a class has several indices, the model's outputs are read as the classes of the data.
     """
 
     limit: int | None = None
     subset: str = "first"  # "first" or "stratified"
     subset_seed: int = 0
     classes: tuple[str | int, ...] | None = None
-    label_map: Mapping[str, str | int] = field(default_factory=dict)
+    label_map: Mapping[str, Target] | str = field(default_factory=dict)  # text: the file that says so
+    restrict: bool = False
 
 
 class DatasetSlice:
@@ -101,11 +110,14 @@ class DatasetSlice:
         kept = list(range(len(dataset.class_names)))
         if spec.classes is not None:
             kept = _class_indices(name, dataset.class_names, spec.classes)
+        assert not isinstance(spec.label_map, str), "`open_dataset` reads the file"
+        found = map_classes(name, dataset.class_names, spec.label_map, kept, restrict=spec.restrict)
+        if spec.classes is not None or spec.label_map:
+            kept = [label for label in kept if found.new[label] >= 0]
             ids = ids[np.isin(labels, kept)]
-        mapping, names = _label_mapping(name, dataset.class_names, spec.label_map, kept)
         self.ids: Ints = _subset(ids, labels, spec)
-        self._labels: Ints = mapping[labels]
-        self.facts = DatasetFacts(name, dataset.shape, dataset.levels, names)
+        self._labels: Ints = found.new[labels]
+        self.facts = DatasetFacts(name, dataset.shape, dataset.levels, found.names, found.readout)
 
     def __len__(self) -> int:
         return int(self.ids.size)
@@ -135,40 +147,11 @@ class DatasetSlice:
     def digest(self) -> str:
         """Hash of the data set and of the choice of samples."""
         parts = [self.dataset.digest(), repr(self.facts.class_names)]
+        parts += [repr(self.facts.readout)] if self.facts.readout else []
         state = hashlib.sha256("\n".join(parts).encode())
         state.update(self.ids.tobytes())
         state.update(self._labels[self.ids].tobytes())
         return state.hexdigest()
-
-
-def _label_mapping(
-    name: str, names: tuple[str, ...], label_map: Mapping[str, str | int], kept: list[int]
-) -> tuple[Ints, tuple[str, ...]]:
-    """The new label of each class (-1 for one that is not kept and has none), and the new class names."""
-    if not label_map:
-        return np.arange(len(names), dtype=np.int64), names
-    unknown = sorted(set(label_map) - set(names))
-    if unknown:
-        raise HarnessError(
-            f"dataset '{name}': label_map: '{unknown[0]}' is not a class of it{did_you_mean(unknown[0], names)}"
-        )
-    if all(isinstance(target, str) for target in label_map.values()):
-        renamed = [str(label_map.get(class_name, class_name)) for class_name in names]
-        merged = tuple(dict.fromkeys(renamed))
-        return np.array([merged.index(class_name) for class_name in renamed], dtype=np.int64), merged
-    if not all(isinstance(target, int) for target in label_map.values()):
-        raise HarnessError(f"dataset '{name}': label_map: give names for all classes or indices for all, not both")
-    missing = [names[label] for label in kept if names[label] not in label_map]
-    if missing:
-        raise HarnessError(
-            f"dataset '{name}': label_map gives no index for class '{missing[0]}'"
-            f" ({len(missing)} missing); add it, or leave the class out with the key classes"
-        )
-    mapping = np.array([label_map.get(class_name, -1) for class_name in names], dtype=np.int64)
-    if min(int(target) for target in label_map.values()) < 0:
-        raise HarnessError(f"dataset '{name}': label_map: class indices start at 0")
-    by_index = {int(target): class_name for class_name, target in label_map.items()}
-    return mapping, tuple(by_index.get(i, str(i)) for i in range(int(mapping.max()) + 1))
 
 
 def _class_indices(name: str, names: tuple[str, ...], wanted: tuple[str | int, ...]) -> list[int]:

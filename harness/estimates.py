@@ -37,7 +37,8 @@ class Estimator:
         self._chosen = {name: chosen.model_dump(mode="json") for name, chosen in self._options.items()}
 
     def cell(self, cell: CellManifest, lost: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """Metrics, audit and reliability of a complete cell, as results.json lists them.
+        """Metrics, audit and reliability of a complete cell, as results.json lists them, and, where its rows have
+        scores, the name of the first: what the numbers that name none are of.
 
         Args:
             lost: why auxiliary cells (by id) have no rows.
@@ -53,25 +54,30 @@ class Estimator:
 
     def summaries(self, cells: Sequence[CellManifest]) -> list[dict[str, Any]]:
         """The group metrics over all complete cells."""
-        key = ["group", self._chosen, *sorted((c.digest, c.id) for c in cells)]
+        key = ["group", self._chosen, *sorted((c.digest, c.id, c.classes) for c in cells)]
         return self._remembered(key, lambda: {"summaries": self._summarise(cells)})["summaries"]  # type: ignore[no-any-return]
 
     def _estimate(self, cell: CellManifest, smaller: Sequence[str], probes: Sequence[ProbeManifest]) -> dict[str, Any]:
         columns = self._reader.columns(cell.id)
         metrics: dict[str, Any] = {}
         applicable = [info for info in self._cell_metrics if columns.issuperset(info.columns)]
-        rows = self._reader.rows(cell.id, dict.fromkeys(name for info in applicable for name in info.columns))
+        given = {
+            info.name: (*info.columns, *(name for name in info.optional if name in columns)) for info in applicable
+        }
+        rows = self._reader.rows(cell.id, dict.fromkeys(name for names in given.values() for name in names))
         for info in applicable:
             metric: Metric = resolve(info.metric, f"metric '{info.name}'")
             try:
-                estimates = metric.estimate({name: rows[name] for name in info.columns}, self._level)
+                estimates = metric.estimate({name: rows[name] for name in given[info.name]}, self._level)
             except HarnessError:
                 raise
             except Exception as error:
                 raise HarnessError(f"metric '{info.name}': {one_line(error)}") from error
             metrics.update({metric_name(info.name, variant): e.to_json() for variant, e in estimates.items()})
         checks = self._audit(cell, columns, smaller, probes)
-        return self._judged(metrics, checks)
+        scores = rows["score"].tolist() if "score" in rows else []
+        first = {"score": scores[0]} if scores and isinstance(scores[0], str) else {}
+        return {**self._judged(metrics, checks), **first}
 
     def _judged(self, metrics: dict[str, Any], checks: list[dict[str, Any]]) -> dict[str, Any]:
         """Withhold the metrics that a failed check is about; any other failed check makes the whole cell unreliable."""
@@ -129,7 +135,8 @@ class Estimator:
 
     def _member(self, c: CellManifest, columns: Sequence[str]) -> CellRows:
         rows = self._reader.rows(c.id, columns)
-        return CellRows(c.id, c.model, c.threat, c.plugin, c.dataset, rows, c.budget, str(c.params.get("norm", "")))
+        norm = str(c.params.get("norm", ""))
+        return CellRows(c.id, c.model, c.threat, c.plugin, c.dataset, rows, c.budget, norm, c.classes)
 
     def _remembered(self, key: Sequence[Any], make: Any) -> dict[str, Any]:
         path = self._reader.folder / "estimates" / f"{digest_of([self._version, *key])[:24]}.json"

@@ -6,7 +6,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,7 +110,7 @@ class Workbench:
             if task.model_digest and model_digest(entry, built, facts, setting.device) != task.model_digest:
                 raise ModelError(f"model '{entry.name}' is no longer what it was when the run began; run again")
             self.models[key] = built
-        return self.models[key]
+        return replace(self.models[key], readout=facts.readout)  # held-out data may have other classes
 
     def threat(self, task: ShardTask, facts: DatasetFacts) -> BuiltThreat:
         key = repr((task.threat, task.dataset))

@@ -79,7 +79,8 @@ class ThreatInfo(Info):
     cells that differ in nothing else form one family, whose successes are shared (an adversarial image for a smaller
     budget is one for a larger). `variants` names the columns that, beside ``sample_id``, tell rows of one sample apart.
     `needs_reference`, or what it says of the options, is whether the threat uses the model's scores of held-out images
-    (`ModelView.reference`). `probes(options)` gives the attacks that audit this one.
+    (`ModelView.reference`). `lacking(options, capabilities)` says what a model of these capabilities, those of its own,
+    lacks for these options, in a line, and "" where nothing. `probes(options)` gives the attacks that audit this one.
     """
 
     factory: str | Callable[..., Any]
@@ -88,6 +89,7 @@ class ThreatInfo(Info):
     budget_option: str | None = None
     variants: tuple[str, ...] = ()
     needs_reference: bool | Callable[[Any], bool] = False
+    lacking: Callable[[Any, frozenset[str]], str] | None = None
     probes: str | Callable[[Any], Sequence[Probe]] | None = None
     internal: bool = False  # planned by the harness, never by a suite
 
@@ -104,7 +106,8 @@ class DatasetInfo(Info):
 class MetricInfo(Info):
     """A metric: `metric` is (the path of) a `harness.metrics.Metric`, or of a `GroupMetric` where `scope` is "group".
 
-    It applies to every cell whose rows have all of `columns`. `direction` says which way is better, once for all gates.
+    It applies to every cell whose rows have all of `columns`, and is given those of `optional` that they have too.
+    `direction` says which way is better, once for all gates.
     A metric of scope "group" may have `options`, given in the suite as ``[metrics.NAME]``: `metric` is then (the path
     of) a factory, ``factory(options) -> GroupMetric``.
     """
@@ -112,6 +115,7 @@ class MetricInfo(Info):
     metric: str | Any
     columns: tuple[str, ...]
     direction: Direction
+    optional: tuple[str, ...] = ()
     unit: str = ""
     scope: Literal["cell", "group"] = "cell"
     options: str | type | None = None

@@ -75,7 +75,7 @@ class _Recorded(BuiltModel):
     def view(self, ids: Tensor, seed: int, purpose: Any, reference: Reference | None = None) -> ModelView:
         if purpose != "attack":
             return super().view(ids, seed, purpose, reference)
-        view = _RecordingView(self.model, self.capabilities, ids, seed, purpose, reference)
+        view = _RecordingView(self.model, self.capabilities, ids, seed, purpose, reference, self.readout)
         view.way = self.way
         return view
 
@@ -101,7 +101,7 @@ def repeat_attack(
     built = bench.model(task, data.facts)
     threat = bench.threat(task, data.facts)
     reference = bench.reference(task)
-    recorded = _Recorded(built.model, built.capabilities)
+    recorded = _Recorded(built.model, built.capabilities, built.readout)
     x, y = data.load(task.ids)
     columns = evaluate_batch(recorded, threat, x, y, task.ids, task, reference)
     return recorded.way.images(), {name: values[0] for name, values in columns.items()}

@@ -29,7 +29,7 @@ OF_IMAGES = (
     *("robust_at_detector_fpr", "evades_at_detector_fpr", "ood_threshold"),
 )
 """Columns that the host alone derives, from the images a threat returns."""
-OF_CLEAN = ("clean_prediction", "clean_correct", "clean_correct_share", "clean_correct_mean")
+OF_CLEAN = ("clean_prediction", "clean_correct", "clean_correct_share", "clean_correct_mean", "predicted_among")
 """Columns that the host alone derives, for every threat."""
 
 
@@ -57,6 +57,7 @@ class Judge:
 
     def __init__(self, built: BuiltModel, x: Tensor, y: Tensor, ids: Tensor, seed: int, reference: Reference | None):
         self.model = built.view(ids, seed, "eval")
+        self.reads_out = built.readout is not None
         self.detects = "Detector" in built.capabilities or reference is not None
         self.x, self.y, self.ids = x, y, ids
         self.reference = reference
@@ -78,6 +79,8 @@ class Judge:
         if answer.share is not None:
             columns["clean_correct_share"] = answer.share
             columns["clean_correct_mean"] = answer.logits.argmax(dim=1) == self.y
+        if self.reads_out:
+            columns["predicted_among"] = self.y.new_full((len(self.y),), classes)
         return answer, columns
 
     def attacked(self, images: Tensor, budget: Budget | None, clean: Answer) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,11 +16,13 @@ from harness.arithmetic import fixed_arithmetic
 from harness.capabilities import METHODS, mismatches, offered
 from harness.checkpoints import file_digest
 from harness.datasets import Dataset, DatasetContext, DatasetFacts, DatasetSlice
-from harness.errors import HarnessError, ModelError, SuiteError, ThreatError
+from harness.errors import HarnessError, MissingDataError, ModelError, SuiteError, ThreatError
 from harness.host import Host
 from harness.info import resolve
+from harness.label_map import Target
 from harness.models import ModelContext, ModelView, Reference, prepare
 from harness.randomness import draws_for
+from harness.readout import Readout
 from harness.suite import DatasetEntry, ModelEntry, ThreatEntry, dataset_entry
 from harness.threats import Budget, Threat, ThreatContext
 
@@ -33,13 +35,14 @@ BUDGET_TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class BuiltModel:
-    """A model ready to serve, and what it can do."""
+    """A model ready to serve, what it can do, and how its outputs are read as the classes of the data."""
 
     model: Any
     capabilities: frozenset[str]
+    readout: Readout | None = None
 
     def view(self, ids: Tensor, seed: int, purpose: Any, reference: Reference | None = None) -> ModelView:
-        return ModelView(self.model, self.capabilities, ids, seed, purpose, reference)
+        return ModelView(self.model, self.capabilities, ids, seed, purpose, reference, self.readout)
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,14 @@ class BuiltThreat:
 
     `budget` is what it was when built: the host holds every image to that. `inputs` is a digest of what the threat
     reads beside its options: the data sets it opened, the files it names in an attribute `files`, and what it says
-    of anything else in an attribute `inputs` (JSON).
+    of anything else in an attribute `inputs` (JSON). `left_out`, of an attribute of that name, is what it cannot show
+    here of what was asked for, and why, in a line; reports say so.
     """
 
     threat: Threat
     budget: Budget | None
     inputs: str = ""
+    left_out: str = ""
 
 
 def open_dataset(entry: DatasetEntry, host: Host, data_root: Path | None, limit: int | None = None) -> DatasetSlice:
@@ -64,17 +69,51 @@ def open_dataset(entry: DatasetEntry, host: Host, data_root: Path | None, limit:
         lambda: factory(entry.options, DatasetContext(data_root)), f"dataset '{entry.name}'", HarnessError
     )
     limits = [n for n in (entry.spec.limit, limit) if n is not None]
-    found = DatasetSlice(entry.name, dataset, replace(entry.spec, limit=min(limits) if limits else None))
+    spec = replace(entry.spec, limit=min(limits) if limits else None)
+    if isinstance(spec.label_map, str):
+        spec = replace(spec, label_map=_label_map(spec.label_map, entry.name, dataset.class_names, data_root))
+    found = DatasetSlice(entry.name, dataset, spec)
     if not len(found):
         raise HarnessError(f"dataset '{entry.name}': no sample is left by the options given")
     return found
+
+
+def _label_map(given: str, name: str, classes: Sequence[str], data_root: Path | None) -> dict[str, Target]:
+    """What a JSON file says of these classes; it may say more, of others.
+
+    Raises:
+        HarnessError: it cannot be read, or is no label map.
+    """
+    what = f"dataset '{name}': label_map"
+    path = Path(given).expanduser()
+    if not path.is_absolute():
+        if data_root is None:
+            raise MissingDataError(f"{what}: {given} starts at the data root, and none is given (--data-root)")
+        path = data_root / path
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise MissingDataError(f"{what}: {path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise HarnessError(f"{what}: {path} is no JSON: {error}") from error
+    if not isinstance(said, dict) or not all(_is_target(target) for target in said.values()):
+        raise HarnessError(f'{what}: {path} must be {{"class": index, "class": [index, index], ...}}, or all names')
+    found = {key: tuple(v) if isinstance(v, list) else v for key, v in said.items() if key in classes}
+    if not found:
+        raise HarnessError(f"{what}: {path} names none of the classes ({', '.join(classes[:3])}, ...)")
+    return found
+
+
+def _is_target(said: Any) -> bool:
+    return isinstance(said, str) or all(type(k) is int for k in (said if isinstance(said, list) else [said]))
 
 
 def build_model(entry: ModelEntry, facts: DatasetFacts, device: str, folder: Path) -> BuiltModel:
     """The model on its device, in eval mode.
 
     Raises:
-        ModelError: the factory raised, or what it built does not have the capabilities its plugin declares.
+        ModelError: the factory raised, or what it built does not have the capabilities its plugin declares, or not the
+            classes that the data name.
     """
     what = f"model '{entry.name}'"
     on_import_path(folder)
@@ -84,7 +123,10 @@ def build_model(entry: ModelEntry, facts: DatasetFacts, device: str, folder: Pat
     problems = mismatches(model, entry.info.capabilities)
     if problems:
         raise ModelError(f"{what}: plugin '{entry.info.name}' {'; '.join(problems)}")
-    return BuiltModel(model, offered(model, entry.info.capabilities))
+    built = BuiltModel(model, offered(model, entry.info.capabilities), facts.readout)
+    if facts.readout is not None and hasattr(model, "num_classes"):
+        _guarded(partial(facts.readout.width, int(model.num_classes)), what, ModelError)
+    return built
 
 
 def build_threat(
@@ -124,7 +166,7 @@ def build_threat(
         )
     files: Iterable[Path] = getattr(threat, "files", ())
     parts = [opened, [file_digest(Path(f)) for f in files], *([threat.inputs] if hasattr(threat, "inputs") else [])]
-    return BuiltThreat(threat, budget, digest_of(parts))
+    return BuiltThreat(threat, budget, digest_of(parts), str(getattr(threat, "left_out", "")))
 
 
 def on_import_path(folder: Path) -> None:
@@ -157,7 +199,7 @@ def _probe(built: BuiltModel, facts: DatasetFacts, device: str) -> list[str]:
 
     ids = torch.arange(PROBE_IMAGES, device=device)
     x = draws_for(ids, 0, "probe").uniform("image", 0, facts.shape)
-    view = built.view(ids, 0, "eval")
+    view = replace(built, readout=None).view(ids, 0, "eval")  # the model's own outputs, whatever the data's classes
     answers = []
     with fixed_arithmetic(), torch.no_grad():
         for name in ("Classifier", "ClassDensity", "Density", "Detector"):

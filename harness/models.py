@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from harness.datasets import DatasetFacts
+    from harness.readout import Readout
 
 T = TypeVar("T")
 Purpose = Literal["attack", "eval"]
@@ -97,6 +98,9 @@ class ModelView:
     Every method takes the images and, unless they are the whole batch in its order, the `draws` of the samples they
     belong to (``draws[still_standing]``). They key the randomness of a random model and book each evaluation to its
     sample: `forwards` and `backwards` count them, int64 (B,).
+
+    Where the data's classes are not the model's, a `readout` says what they are among its outputs: classes and their
+    scores are then those of the data, everywhere.
     """
 
     def __init__(
@@ -107,11 +111,13 @@ class ModelView:
         seed: int,
         purpose: Purpose,
         reference: Reference | None = None,
+        readout: Readout | None = None,
     ) -> None:
         import torch
 
         self._model = model
         self._reference = reference
+        self._readout = readout
         self._own = frozenset(capabilities)
         self._streams = draws_for(ids, seed, "model", purpose)
         self.capabilities = with_derived(self._own)
@@ -144,7 +150,12 @@ class ModelView:
 
     @property
     def num_classes(self) -> int:
-        return int(self._model.num_classes)
+        return self._outputs if self._readout is None else self._readout.width(self._outputs)
+
+    @property
+    def own_capabilities(self) -> frozenset[str]:
+        """Without those that the host derives from others."""
+        return self._own
 
     @property
     def density_tag(self) -> DensityTag:
@@ -166,9 +177,9 @@ class ModelView:
     def logits(self, x: Tensor, draws: Draws | None = None) -> Tensor:
         """(B, K) class scores; for a class density log prior + log p(x | y), the part shared by all classes removed."""
         if "Classifier" in self._own:
-            return self._call("logits", x, draws, (x.shape[0], self.num_classes))
+            return self._read(self._call("logits", x, draws, (x.shape[0], self._outputs)))
         joint = self._joint(x, draws)
-        return joint - joint.logsumexp(dim=1, keepdim=True)
+        return self._read(joint - joint.logsumexp(dim=1, keepdim=True))
 
     def log_prob(self, x: Tensor, draws: Draws | None = None) -> Tensor:
         """(B,) log p(x), nats; for a class density the sum over classes."""
@@ -178,7 +189,7 @@ class ModelView:
 
     def class_log_prob(self, x: Tensor, draws: Draws | None = None) -> Tensor:
         """(B, K) log p(x | y), nats."""
-        return self._call("class_log_prob", x, draws, (x.shape[0], self.num_classes))
+        return self._read(self._class_log_prob(x, draws))
 
     def ood_score(self, x: Tensor, draws: Draws | None = None) -> Tensor:
         """(B,), higher is more out-of-distribution: see `ood_score_name`.
@@ -207,7 +218,7 @@ class ModelView:
 
     def sample(self, y: Tensor, draws: Draws) -> Tensor:
         """(B, C, H, W) in [0, 1]: one image of each class in `y`, from the streams of `draws`."""
-        images: Tensor = self._model.sample(y, draws=draws)
+        images: Tensor = self._model.sample(self._asked_for(y), draws=draws)
         return images
 
     def heatmap(self, x: Tensor, y: Tensor, draws: Draws | None = None) -> Tensor:
@@ -217,7 +228,7 @@ class ModelView:
             ModelError: the model returned no maps.
         """
         extra = {"draws": self._own_streams(x, draws)} if self.stochastic else {}
-        heat: Any = self._model.heatmap(x, y, **extra)
+        heat: Any = self._model.heatmap(x, self._asked_for(y), **extra)
         if not hasattr(heat, "ndim") or heat.ndim != 3 or len(heat) != len(x):
             found = tuple(heat.shape) if hasattr(heat, "shape") else type(heat).__name__
             raise ModelError(f"heatmap() returned {found} for {len(x)} images, not (B, H', W')")
@@ -248,9 +259,23 @@ class ModelView:
         return gradient
 
     def _joint(self, x: Tensor, draws: Draws | None) -> Tensor:
-        scores = self.class_log_prob(x, draws).double()  # the shared part goes before anything is rounded again
+        scores = self._class_log_prob(x, draws).double()  # the shared part goes before anything is rounded again
         prior = getattr(self._model, "log_prior", None)
-        return scores - math.log(self.num_classes) if prior is None else scores + prior.to(scores)
+        return scores - math.log(self._outputs) if prior is None else scores + prior.to(scores)
+
+    def _class_log_prob(self, x: Tensor, draws: Draws | None) -> Tensor:
+        return self._call("class_log_prob", x, draws, (x.shape[0], self._outputs))
+
+    @property
+    def _outputs(self) -> int:
+        """Classes of the model itself."""
+        return int(self._model.num_classes)
+
+    def _read(self, scores: Tensor) -> Tensor:
+        return scores if self._readout is None else self._readout.of(scores)
+
+    def _asked_for(self, y: Tensor) -> Tensor:
+        return y if self._readout is None else self._readout.model_classes(y)
 
     def _call(self, method: str, x: Tensor, draws: Draws | None, shape: tuple[int, ...]) -> Tensor:
         draws = self._own_streams(x, draws)

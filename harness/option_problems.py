@@ -59,6 +59,8 @@ def _text(options: type[BaseModel], error: Any, beside: Iterable[str]) -> str:
     if error["type"] == "literal_error" and isinstance(shown, str):
         expected = error["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
         return f"{message}, not {shown!r}{did_you_mean(shown, expected)}"
+    if error["type"] == "option" and not message.startswith("expected"):
+        return message  # a plugin's own words, which name what is wrong themselves
     return f"{message}, not {shown!r}"
 
 

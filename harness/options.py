@@ -18,9 +18,19 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
-def option(default: Any = ..., *, help: str, unit: str = "", **constraints: Any) -> Any:  # noqa: A002
-    """A field of an `Options` class: `help` in one line, `unit` of a number, constraints as in pydantic's Field."""
-    extra: dict[str, Any] | None = {"unit": unit} if unit else None
+def option(
+    default: Any = ...,
+    *,
+    help: str,  # noqa: A002
+    unit: str = "",
+    model_or: tuple[str, ...] = (),
+    **constraints: Any,
+) -> Any:
+    """A field of an `Options` class: `help` in one line, `unit` of a number, constraints as in pydantic's Field.
+
+    `model_or`: of a metric's option that names a model of the suite, what else it may be; the suite checks it.
+    """
+    extra: dict[str, Any] | None = {"unit": unit} if unit else {"model_or": list(model_or)} if model_or else None
     if "default_factory" in constraints:
         return Field(description=help, json_schema_extra=extra, **constraints)
     return Field(default, description=help, json_schema_extra=extra, **constraints)

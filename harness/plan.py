@@ -28,7 +28,10 @@ MICROBATCH_VALUES = 4_000_000
 """By default a microbatch holds at most so many pixel values: 256 images of CIFAR's size, 26 of ImageNet's."""
 _ENGINE = tuple(
     f"{name}.py"
-    for name in ["arithmetic", "bpda", "datasets", "evaluate", "judge", "models", "randomness", "typicality"]
+    for name in (
+        *("arithmetic", "bpda", "datasets", "evaluate", "judge", "label_map", "models", "randomness", "readout"),
+        "typicality",
+    )
 )
 _ENGINE_ROOMS = ("backends",)
 
@@ -55,6 +58,8 @@ class PlannedCell:
         reference: the cell of held-out scores that it reads.
         probes: the probes that audit it.
         serves: of an auxiliary cell, the cell that it was first planned for.
+        left_out: what the threat cannot show here, and why, in a line.
+        classes: how many the data have.
     """
 
     cell: Cell
@@ -68,6 +73,8 @@ class PlannedCell:
     reference: PlannedCell | None = None
     probes: tuple[ProbeManifest, ...] = ()
     serves: str = ""
+    left_out: str = ""
+    classes: int = 0
 
     def shards(self) -> list[Ints]:
         """The sample ids of each shard. Never depends on the number of workers."""
@@ -90,6 +97,8 @@ class PlannedCell:
             budget=cell.threat.budget,
             role=self.role,
             probes=self.probes,
+            left_out=self.left_out,
+            classes=self.classes,
         )
 
 
@@ -135,7 +144,14 @@ def _cell(model: ModelEntry, threat: ThreatEntry, dataset: str) -> Cell:
     skip = ""
     if lacking:
         skip = f"threat '{threat.info.name}' needs {', '.join(lacking)}, which model '{model.name}' does not have"
+    elif reason := unmet(threat, model.info.capabilities):
+        skip = f"threat '{threat.info.name}' on model '{model.name}': {reason}"
     return Cell(f"{model.name}/{threat.label}/{dataset}", model, threat, dataset, skip)
+
+
+def unmet(threat: ThreatEntry, capabilities: frozenset[str]) -> str:
+    """What a model of these capabilities of its own lacks for the threat's options, in a line; empty where nothing."""
+    return threat.info.lacking(threat.options, capabilities) if threat.info.lacking else ""
 
 
 def resolve(
@@ -158,7 +174,7 @@ def resolve(
     whole = slices.get(None)
     runnable = [cell for cell in cells if not cell.skip]
     entries = {cell.model.name: cell.model for cell in runnable}
-    digests, broken = _model_digests(entries, whole.facts, device, suite.folder)
+    digests, broken, capabilities = _model_digests(entries, whole.facts, device, suite.folder)
     builder = _ThreatInputs(suite, whole.facts, host, data_root)
     microbatch = microbatch_of(suite, whole.facts)
     layout = _Layout(suite, host, slices, _common_key(suite, host, device, microbatch), digests, builder, data_root)
@@ -166,6 +182,8 @@ def resolve(
     for cell in runnable:
         fault = broken.get(cell.model.name)
         try:
+            if fault is None and (reason := unmet(cell.threat, capabilities[cell.model.name])):
+                fault = f"threat '{cell.threat.label}' on model '{cell.model.name}': {reason}", ""
             if fault is None:
                 planned.append(layout.cell(cell))
         except Exception as error:
@@ -215,16 +233,18 @@ def _audited_by_replays(cell: PlannedCell, cells: Sequence[PlannedCell]) -> Plan
 
 def _model_digests(
     entries: Mapping[str, ModelEntry], facts: DatasetFacts, device: str, folder: Path
-) -> tuple[dict[str, str], _Faults]:
-    """Digest of each model by name, and what is wrong with those that cannot be built."""
+) -> tuple[dict[str, str], _Faults, dict[str, frozenset[str]]]:
+    """By name the digest of each model, what is wrong with those that cannot be built, and what the others can do."""
     digests: dict[str, str] = {}
     faults: _Faults = {}
+    capabilities: dict[str, frozenset[str]] = {}
     for name, entry in entries.items():
         try:
-            digests[name] = model_digest(entry, build_model(entry, facts, device, folder), facts, device)
+            built = build_model(entry, facts, device, folder)
+            digests[name], capabilities[name] = model_digest(entry, built, facts, device), built.capabilities
         except Exception as error:
             faults[name] = _fault(f"model '{name}'", error)
-    return digests, faults
+    return digests, faults, capabilities
 
 
 class _ThreatInputs:
@@ -232,20 +252,31 @@ class _ThreatInputs:
 
     def __init__(self, suite: Suite, facts: DatasetFacts, host: Host, data_root: Path | None) -> None:
         self._suite, self._facts, self._host, self._root = suite, facts, host, data_root
-        self._inputs: dict[str, str] = {}  # by label
+        self._built: dict[str, tuple[str, str]] = {}  # by label: inputs, and what is left out
         self._code: dict[str, str] = {}  # by plugin: hashing a package takes milliseconds, and a suite has many cells
+
+    def left_out(self, entry: ThreatEntry) -> str:
+        """
+        Raises:
+            HarnessError: the threat cannot be built.
+        """
+        return self._facts_of(entry)[1]
+
+    def _facts_of(self, entry: ThreatEntry) -> tuple[str, str]:
+        if entry.label not in self._built:
+            built = build_threat(entry, self._facts, self._host, self._root, self._suite.folder, self._own)
+            self._built[entry.label] = (built.inputs, built.left_out)
+        return self._built[entry.label]
 
     def of(self, entry: ThreatEntry) -> dict[str, str]:
         """
         Raises:
             HarnessError: the threat cannot be built.
         """
-        if entry.label not in self._inputs:
-            built = build_threat(entry, self._facts, self._host, self._root, self._suite.folder, self._own)
-            self._inputs[entry.label] = built.inputs
+        inputs, _ = self._facts_of(entry)
         if entry.info.name not in self._code:
             self._code[entry.info.name] = code_version(entry.info.factory)
-        return {"code": self._code[entry.info.name], "inputs": self._inputs[entry.label]}
+        return {"code": self._code[entry.info.name], "inputs": inputs}
 
     def _own(self) -> DatasetSlice:
         return open_dataset(self._suite.dataset, self._host, self._root)
@@ -296,7 +327,12 @@ class _Layout:
     def cell(self, cell: Cell) -> PlannedCell:
         ids = self.slices.get(cell.threat.limit).ids
         planned = self._planned(cell, ids, self.slices.digest(cell.threat.limit))
-        return replace(planned, probes=tuple(self._probe(planned, p) for p in self._probes_of(cell)))
+        return replace(
+            planned,
+            probes=tuple(self._probe(planned, p) for p in self._probes_of(cell)),
+            left_out=self.inputs.left_out(cell.threat),
+            classes=self.slices.get(None).facts.num_classes,
+        )
 
     def _probes_of(self, cell: Cell) -> Sequence[Probe]:
         return auxiliary.probes_of(cell.model, cell.threat, self.suite.settings.probes)

@@ -367,7 +367,8 @@ class _Driver:
         except Exception as error:
             self._fail(cell, one_line(error), traceback.format_exc())
         else:
-            self._settle(cell_entry(cell, n=cell.samples, **found))
+            left_out = {"left_out": cell.left_out} if cell.left_out else {}
+            self._settle(cell_entry(cell, n=cell.samples, **left_out, **found))
 
     def _smaller(self, cell: CellManifest) -> list[_Progress]:
         budget = cell.budget

@@ -206,6 +206,8 @@ class CellManifest:
     budget: float | None
     role: Literal["cell", "reference", "probe"] = "cell"
     probes: tuple[ProbeManifest, ...] = ()
+    left_out: str = ""  # what the threat could not show, and why
+    classes: int = 0  # of the data; 0 where nobody wrote it down
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> CellManifest:

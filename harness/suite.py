@@ -52,8 +52,13 @@ class SliceTable(Options):
     subset: Literal["first", "stratified"] = option("first", help="which samples a limit keeps")
     subset_seed: int = option(0, help="seed of a stratified subset", ge=0)
     classes: tuple[str | int, ...] | None = option(None, help="keep only samples of these classes (names or indices)")
-    label_map: dict[str, str | int] = option(
-        help="rename classes of the data set to classes of the model", default_factory=dict
+    label_map: dict[str, str | int | tuple[int, ...]] | str = option(
+        help="classes of the data set -> classes of the model: names, indices or, where any of several is right, lists"
+        " of indices; or a JSON file that says so (a relative path starts at the data root)",
+        default_factory=dict,
+    )
+    restrict: bool = option(
+        False, help="the model chooses among the classes kept alone, whatever its others score (ImageNet-A)"
     )
 
 
@@ -177,7 +182,7 @@ def find_suite(path: Path | str) -> Path:
     except OSError as error:
         raise MissingDataError(f"suite {path} cannot be read: {error.strerror or error}") from error
     known = [f.relative_to(shipped).with_suffix("").as_posix() for f in shipped.rglob("*.toml")]
-    wanted = file.with_suffix("").as_posix()
+    wanted = file.as_posix().removesuffix(".toml")  # also of ".", which has no name to take a suffix off
     what = "is a folder; give the suite file" if file.is_dir() else f"no such file{did_you_mean(wanted, known)}"
     raise MissingDataError(f"suite {path}: {what}")
 
@@ -213,6 +218,8 @@ def parse_suite(document: Mapping[str, Any], host: Host, *, source: str = "suite
     models = _models(document.get("models"), host, problems)
     threats = _threats(document.get("threats"), host, problems)
     metrics = _metrics(document.get("metrics", {}), host, problems)
+    if isinstance(document.get("models"), dict):
+        problems.extend(_unknown_models(metrics, list(document["models"])))
     gate = _table(GateOptions, document["gate"], "gate", problems) if "gate" in document else None
     for index, rule in enumerate(gate.rules if gate else ()):
         if rule.metric.partition("[")[0] not in host.metrics:
@@ -398,6 +405,22 @@ def _metrics(raw: Any, host: Host, problems: list[str]) -> dict[str, BaseModel]:
         if options is not None:
             found[name] = options
     return found
+
+
+def _unknown_models(metrics: Mapping[str, BaseModel], models: Sequence[str]) -> Iterator[str]:
+    """Options of metrics that name a model (`model_or` of `harness.options.option`) which the suite has not."""
+    for metric, options in metrics.items():
+        for key, field_info in type(options).model_fields.items():
+            extra = field_info.json_schema_extra
+            others = extra.get("model_or") if isinstance(extra, dict) else None
+            named = getattr(options, key)
+            if isinstance(others, list) and named not in (*models, *others):
+                known = [*models, *(str(other) for other in others if other)]
+                allowed = "".join(f' or "{other}"' for other in others if other)
+                yield (
+                    f"metrics.{metric} {key}: '{named}' is no model of the suite ({', '.join(models)}){allowed}"
+                    f"{did_you_mean(str(named), known)}"
+                )
 
 
 def _name_problem(where: str, name: str) -> list[str]:

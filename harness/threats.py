@@ -94,17 +94,22 @@ an attack: the host checks range and budget, evaluates the images afresh and add
 ``linf``, ``l2``, ``l1``, ``l0`` of the perturbation. Where the budget is infinite it adds ``found`` instead of success,
 and ``minimal_norm``: the norm of an image that fools, infinite where there is none, 0 for a clean error. A model with
 randomness is judged by the majority of ten draws; ``clean_correct_share``, ``adversarial_correct_share`` say how many
-were right, ``clean_correct_mean`` and ``success_mean`` judge by the mean log-likelihood. For a model with a detector of
-its own, or where held-out scores are at hand, ``clean_ood_score`` and ``adversarial_ood_score`` are added; with those
-scores also ``ood_threshold`` (B, 3), at false-positive rates of 1, 5 and 10 %, ``evades_at_detector_fpr`` (B, 3),
-whether the image fools and is accepted, and ``robust_at_detector_fpr`` (B, 3), whether a classifier that may reject
-withstands. The host always adds ``forwards`` and ``backwards``, the model evaluations the threat spent on the row's
-sample.
+were right, ``clean_correct_mean`` and ``success_mean`` judge by the mean log-likelihood. ``predicted_among`` says of
+how many classes a prediction is one, where the data's are not the model's (`DatasetFacts.readout`). For a model with a
+detector of its own, or where held-out scores are at hand, ``clean_ood_score`` and ``adversarial_ood_score`` are added;
+with those scores also ``ood_threshold`` (B, 3), at false-positive rates of 1, 5 and 10 %, ``evades_at_detector_fpr``
+(B, 3), whether the image fools and is accepted, and ``robust_at_detector_fpr`` (B, 3), whether a classifier that may
+reject withstands. The host always adds ``forwards`` and ``backwards``, the model evaluations the threat spent on the
+row's sample.
 """
 
 
 class Threat(Protocol):
-    """A threat: samples in, rows out. `budget` is what the host holds an attack to; None for anything else."""
+    """A threat: samples in, rows out. `budget` is what the host holds an attack to; None for anything else.
+
+    It may have attributes `files` and `inputs`, what its rows depend on beside the options, and `left_out`, what it
+    cannot show here (see `harness.loading.BuiltThreat`).
+    """
 
     budget: Budget | None
 

@@ -197,12 +197,15 @@ def _explain_itself(subject: Subject) -> list[Path]:
 
 
 def _asked(subject: Subject, method: str, about: ExplainedSample | DatasetSlice, ids: Any) -> Sequence[Picture]:
-    """What an optional method of the model gives; nothing where the model has none."""
+    """What an optional method of the model gives; nothing where the model has none.
+
+    A model speaks of its own classes: where the data have others, it is not asked.
+    """
     from harness.randomness import draws_for
 
     model = subject.built.model
     ask = getattr(model, method, None)
-    if ask is None:
+    if ask is None or subject.built.readout is not None:
         return []
     stochastic = bool(getattr(model, "stochastic", False))
     extra = {"draws": draws_for(ids, subject.seed, "model", "eval")} if stochastic else {}

@@ -137,6 +137,11 @@ def run_job(
     from harness.training import FitSession
 
     data = open_dataset(job.dataset, load_host(plugins), data_root)
+    if data.facts.readout is not None:
+        raise HarnessError(
+            "fit: restrict, and lists of indices in label_map, say how a trained model is read: leave them out of"
+            " --dataset"
+        )
     device = _device(device)
     entry = ModelEntry(job.info.name, job.info, job.options, job.model_table)
     built = build_model(entry, data.facts, device, Path.cwd())

@@ -21,20 +21,23 @@ SCHEMA = 1
 class ComparedRun:
     """One run's number; `difference` is to the first run, None for the first itself or with a `reason`.
 
-    `doubts`: what the audit holds against the run's cell, one sentence a check.
+    `doubts`: what the audit holds against the run's cell, one sentence a check. `note`: what the difference is not of,
+    where one run has rows that the other has not.
     """
 
     estimate: dict[str, Any] | None
     difference: PairedDifference | None
     reason: str = ""
     doubts: tuple[str, ...] = ()
+    note: str = ""
 
     def to_json(self) -> dict[str, Any]:
         d = self.difference
         found = None if d is None else {key: getattr(d, key) for key in ("value", "low", "high", "n")}
         reason = {"reason": self.reason} if self.reason else {}
         doubts = {"doubts": list(self.doubts)} if self.doubts else {}
-        return {"estimate": self.estimate, "difference": found, **reason, **doubts}
+        note = {"note": self.note} if self.note else {}
+        return {"estimate": self.estimate, "difference": found, **reason, **doubts, **note}
 
 
 @dataclass(frozen=True)
@@ -92,8 +95,8 @@ def compare(
             compared = [ComparedRun(first, None, doubts=doubts[0])]
             for pair, estimate, held in zip(pairs, others, doubts[1:], strict=True):
                 both = first is not None and estimate is not None
-                difference, reason = _difference(pair, host, cell, name) if both else (None, "")
-                compared.append(ComparedRun(estimate, difference, reason, held))
+                difference, reason, note = _difference(pair, host, cell, name) if both else (None, "", "")
+                compared.append(ComparedRun(estimate, difference, reason, held, note))
             facts = {key: str(about[key]) for key in ("model", "threat", "dataset")}
             numbers.append(ComparedNumber(cell=cell, metric=name, runs=tuple(compared), **facts))
     return RunComparison(tuple(str(run.folder) for run in runs), level, tuple(numbers))
@@ -107,17 +110,16 @@ def _doubts(cell: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(failed) or (str(cell.get("error") or "unreliable"),)
 
 
-def _difference(pair: RunPair, host: Host, cell: str, metric: str) -> tuple[PairedDifference | None, str]:
-    """The difference, or the reason why there is none."""
+def _difference(pair: RunPair, host: Host, cell: str, metric: str) -> tuple[PairedDifference | None, str, str]:
+    """The difference, or the reason why there is none; and which rows it is not of."""
     if pair.baseline.info["identity"]["dataset"] != pair.candidate.info["identity"]["dataset"]:
-        return None, "over other samples than the first run"
+        return None, "over other samples than the first run", ""
     name, _, variant = metric.partition("[")
     try:
-        found = pair.compare(cell, host.metrics.get(name), with_unchanged=False).differences.get(
-            variant.removesuffix("]")
-        )
+        compared = pair.compare(cell, host.metrics.get(name), with_unchanged=False)
     except HarnessError as error:
-        return None, str(error)
+        return None, str(error), ""
+    found = compared.differences.get(variant.removesuffix("]"))
     if found is None or found.value is None:
-        return None, found.reason if found else "the metric gives no difference"
-    return found, ""
+        return None, found.reason if found else "the metric gives no difference", ""
+    return found, "", compared.unlike

@@ -181,7 +181,7 @@ def _difference(pair: RunPair, sides: Sides, subject: Subject) -> tuple[PairedDi
     compared = pair.compare(subject.cell, subject.info)
     if compared.unmatched:
         raise HarnessError(
-            f"cell {subject.cell}: {compared.unmatched} rows are in one run only; the runs did not see the same samples"
+            f"cell {subject.cell}: {compared.unlike}; the runs did not see the same samples, or show them the same"
         )
     variant = subject.key.removeprefix(subject.info.name).removeprefix("[").removesuffix("]")
     if variant not in compared.differences:

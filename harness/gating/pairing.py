@@ -59,11 +59,15 @@ def _key_rows(columns: Columns, keys: tuple[str, ...]) -> list[tuple[Any, ...]]:
 
 
 class Comparison(NamedTuple):
-    """A metric's paired differences by variant, and the baseline's with itself (empty unless asked for)."""
+    """A metric's paired differences by variant, and the baseline's with itself (empty unless asked for).
+
+    `unmatched` counts the rows that one run alone has, which no difference speaks of; `unlike` says so in words.
+    """
 
     differences: Mapping[str, PairedDifference]
     unchanged: Mapping[str, PairedDifference]
     unmatched: int
+    unlike: str = ""
 
 
 @dataclass
@@ -89,14 +93,29 @@ class RunPair:
     def _compare(self, cell: str, info: MetricInfo, with_unchanged: bool) -> Comparison:
         metric: Metric = resolve(info.metric, f"metric '{info.name}'")
         keys = ("sample_id", *self.baseline.variants(cell))
-        wanted = dict.fromkeys((*keys, *info.columns))
+        there = self.baseline.columns(cell) & self.candidate.columns(cell)
+        given = (*info.columns, *(name for name in info.optional if name in there))
+        wanted = dict.fromkeys((*keys, *given))
         try:
-            pair = pair_rows(self.baseline.rows(cell, wanted), self.candidate.rows(cell, wanted), keys)
+            ours, theirs = (run.rows(cell, wanted) for run in (self.baseline, self.candidate))
+            pair = pair_rows(ours, theirs, keys)
         except HarnessError as error:
             raise type(error)(f"cell {cell}: {error}") from error
-        before, after = _only(pair.baseline, info.columns), _only(pair.candidate, info.columns)
+        before, after = _only(pair.baseline, given), _only(pair.candidate, given)
         still = metric.difference(before, before, self.alpha) if with_unchanged else {}
-        return Comparison(metric.difference(before, after, self.alpha), still, pair.unmatched)
+        unlike = _unlike(ours, theirs, keys[1:], pair.unmatched) if pair.unmatched else ""
+        return Comparison(metric.difference(before, after, self.alpha), still, pair.unmatched, unlike)
+
+
+def _unlike(ours: Columns, theirs: Columns, variants: Iterable[str], unmatched: int) -> str:
+    """``1,795 rows are in one run only (corruption frost)``."""
+    told = []
+    for name in variants:
+        own, others = (set(rows[name].tolist()) for rows in (ours, theirs))
+        only = sorted(map(str, own ^ others))
+        if only:
+            told.append(f"{name} {', '.join(only[:4])}" + (f" and {len(only) - 4} more" if len(only) > 4 else ""))
+    return f"{unmatched:,} rows are in one run only" + (f" ({'; '.join(told)})" if told else "")
 
 
 def _only(rows: Columns, columns: Iterable[str]) -> dict[str, NDArray[Any]]:

@@ -88,6 +88,7 @@ class CellRows:
     rows: Rows
     budget: float | None = None  # value of the option that sets the attack's strength
     norm: str = ""  # of an attack's budget
+    classes: int = 0  # of the data; 0: not known
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from harness.metrics.options import ALEXNET, ReferenceOptions
 from harness.statistics import Floats, atom_interval, bootstrap, once, sampling_units
 
 _NOTHING_LOST = "the reference loses nothing under a corruption"
-_IMAGENET = "imagefolder"  # the data set plugin that reads ImageNet
+_IMAGENET_CLASSES = 1000  # whichever plugin reads it: a folder, or arrays
 _IMAGENET_C = "imagenet-c"
 
 
@@ -88,11 +88,11 @@ class MeanCorruptionError:
             names = ", ".join(sorted({c.model for c in cells if _alike(c, cell)}))
             reason = f"no model '{self.reference}' ran these corruptions on these data; {names} did"
             return undefined(n, reason)
-        if cell.dataset != _IMAGENET:
+        if cell.classes != _IMAGENET_CLASSES:
             return undefined(
                 n,
-                f"AlexNet's published error rates are of ImageNet-C, not of {cell.dataset}; name a model of the suite"
-                " as [metrics.NAME] reference",
+                f"AlexNet's published error rates are of ImageNet-C and its {_IMAGENET_CLASSES:,} classes, not of"
+                f" {cell.dataset} with {cell.classes}; name a model of the suite as [metrics.NAME] reference",
             )
         tables = set(np.asarray(cell.rows["table"]).astype(str).tolist())
         if tables != {_IMAGENET_C}:

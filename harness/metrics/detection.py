@@ -5,7 +5,8 @@ Estimates are keyed by the set's name, and by "" for the mean over the sets (as 
 which all share the images "in". Where a column `score` names several scores, each is judged by itself: the keys of the
 first are those above, those of another are ``SET,SCORE`` and, for its mean over the sets, ``mean,SCORE``. A NaN score
 makes the numbers of its set undefined; infinite scores are fine. Images are the units: rows of one ``sample_id`` are
-one image, also across sets (attacked against clean images). n counts the rows of "in" and of the sets together.
+one image, also across sets (attacked against clean images); those of another data set (`set_size` above 0) are images
+of their own. n counts the rows of "in" and of the sets together.
 """
 
 from __future__ import annotations
@@ -89,6 +90,19 @@ def problem(rows: Rows, groups: Groups) -> str:
     return f"{broken} of {groups.rows.size} ood_score values are NaN" if broken else ""
 
 
+def images_of(rows: Rows) -> NDArray[Any]:
+    """Which image each row is of, int64: what is resampled. Rows of one number are not independent."""
+    ids = np.asarray(rows["sample_id"])
+    if "set_size" not in rows or "image_id" not in rows:
+        return ids
+    foreign = np.flatnonzero(np.asarray(rows["set_size"]) > 0)
+    _, name = np.unique(np.asarray(rows["set"]).astype(str)[foreign], return_inverse=True)
+    _, code = np.unique(np.stack([name, np.asarray(rows["image_id"])[foreign]]), axis=1, return_inverse=True)
+    found = ids.copy()
+    found[foreign] = ids.max(initial=-1) + 1 + code.reshape(-1)
+    return found
+
+
 def by_score(rows: Rows) -> dict[str, NDArray[np.int64]]:
     """The row numbers of each score, in the order in which the rows name them; all of them where no column does."""
     if "score" not in rows:
@@ -170,15 +184,15 @@ class Auroc(Detection):
     """Probability that an out-of-distribution image scores above one "in", ties counting half (DeLong intervals)."""
 
     def of_sets(self, rows: Rows, groups: Groups, level: float) -> list[Estimate]:
-        out = []
+        out, ids = [], images_of(rows)
         for group in groups.each:
             components = auroc_components(*_scores(rows, group))
-            low, high = auroc_interval(components, level, np.asarray(rows["sample_id"])[group.rows])
+            low, high = auroc_interval(components, level, ids[group.rows])
             out.append(Estimate(components.value, low, high, group.rows.size))
         return out
 
     def changes(self, baseline: Rows, candidate: Rows, groups: Groups, alpha: float) -> list[Difference]:
-        ids = np.asarray(baseline["sample_id"])
+        ids = images_of(baseline)
         return [
             auroc_difference(
                 auroc_components(*_scores(baseline, group)),
@@ -243,7 +257,7 @@ class Bootstrapped(Detection):
 
 
 def _units(rows: Rows, groups: Groups) -> Units:
-    ids = np.asarray(rows["sample_id"])
+    ids = images_of(rows)
     strata = [np.zeros(groups.inside.size, dtype=np.int64)]
     for number, outside in enumerate(groups.outside.values(), start=1):
         shared = np.isin(ids[outside], ids[groups.inside]).any()

@@ -12,7 +12,9 @@ class ReferenceOptions(Options):
 
     reference: str = option(
         ALEXNET,
-        help='"alexnet": its published error rates on ImageNet-C, for ImageNet; or the name of a model of the suite',
+        help='"alexnet": its published error rates on ImageNet-C, for data of 1,000 classes; or the name of a model of'
+        " the suite",
+        model_or=(ALEXNET,),
     )
 
 
@@ -20,5 +22,7 @@ class BackgroundOptions(Options):
     """The background model of the likelihood ratio."""
 
     background: str = option(
-        "", help="name of the suite's model that knows the background alone, such as one trained on noisy images"
+        "",
+        help="name of the suite's model that knows the background alone, such as one trained on noisy images",
+        model_or=("",),
     )

@@ -16,7 +16,15 @@ _FPR_OOD = "share of out-of-distribution images accepted by a detector that acce
 
 
 def _registered(
-    name: str, summary: str, columns: tuple[str, ...], direction: Direction, unit: str = "", *, module: str, source: str
+    name: str,
+    summary: str,
+    columns: tuple[str, ...],
+    direction: Direction,
+    unit: str = "",
+    *,
+    module: str,
+    source: str,
+    optional: tuple[str, ...] = (),
 ) -> MetricInfo:
     return MetricInfo(
         name=name,
@@ -26,11 +34,15 @@ def _registered(
         columns=columns,
         direction=direction,
         unit=unit,
+        optional=optional,
     )
 
 
 def _detection(name: str, summary: str, source: str, direction: Direction, *, more: tuple[str, ...] = ()) -> MetricInfo:
-    return _registered(name, summary, (*_DETECTION, *more), direction, module="detection", source=source)
+    columns = (*_DETECTION, *more)
+    return _registered(
+        name, summary, columns, direction, module="detection", source=source, optional=("image_id", "set_size")
+    )
 
 
 DETECTION: tuple[MetricInfo, ...] = (

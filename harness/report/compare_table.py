@@ -30,6 +30,7 @@ def compare_view(comparison: Mapping[str, Any]) -> RenderableType:
             table.add_column(f"{number} - 1", no_wrap=True)
     reasons: dict[str, None] = {}
     doubts: dict[str, None] = {}
+    notes: dict[str, None] = {}
     for row in rows:
         threat = row["threat"] + (f" on {row['dataset']}" if several else "")
         texts = [visible(row["model"], 80), visible(threat, 120), heading(row["metric"])]
@@ -40,6 +41,8 @@ def compare_view(comparison: Mapping[str, Any]) -> RenderableType:
                 doubts[f"run {number}, {visible(row['cell'], 200)}: {visible(doubt)}"] = None
             if number > 1:
                 texts.append(_difference(row["metric"], run["difference"]))
+            if run.get("note"):
+                notes[f"run {number}, {visible(row['cell'], 200)}: {visible(run['note'])}"] = None
             if run.get("reason"):
                 reasons[
                     f"run {number}, {visible(row['cell'], 200)} {heading(row['metric'])}: {visible(run['reason'])}"
@@ -47,7 +50,11 @@ def compare_view(comparison: Mapping[str, Any]) -> RenderableType:
         table.add_row(*(Text(text) for text in texts))
     runs = [Text(f"run {number}: {visible(folder)}") for number, folder in enumerate(comparison["runs"], start=1)]
     note = f"Shares in %, differences in points, paired by sample, {100 * comparison['level']:g} % intervals."
-    blocks = [*_block("without a difference", reasons, "yellow"), *_block("unreliable", doubts, "red")]
+    blocks = [
+        *_block("differences of the rows that both runs have", notes, "yellow"),
+        *_block("without a difference", reasons, "yellow"),
+        *_block("unreliable", doubts, "red"),
+    ]
     return Group(*runs, Text(""), table, *blocks, Text(""), Text(note, style="dim"))
 
 

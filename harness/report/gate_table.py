@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from harness.report.gate_words import COLUMNS, columns_of, headline
+from harness.report.gate_words import COLUMNS, columns_of, columns_of_many, headline, merged
 from harness.report.wording import visible
 
 _STYLES = {
@@ -26,6 +26,8 @@ _STYLES = {
 def gate_view(report: Mapping[str, Any]) -> RenderableType:
     """The table, worst first, then the reasons of what is not ok, and the outcome in a line.
 
+    Many numbers of one metric and cell that are all ok are one line.
+
     Args:
         report: what gate.json holds.
     """
@@ -36,9 +38,10 @@ def gate_view(report: Mapping[str, Any]) -> RenderableType:
         table.add_column(name, overflow="fold", no_wrap=name in ("verdict", "change"))
     parts: list[RenderableType] = [table]
     reasons: list[RenderableType] = []
-    for row in rows:
+    for found in merged(rows):
+        row = found[0] if isinstance(found, list) else found
         style = _STYLES.get(row["verdict"], "")
-        texts = columns_of(row, several)
+        texts = columns_of_many(found, several) if isinstance(found, list) else columns_of(found, several)
         table.add_row(Text(texts[0], style=style), *(Text(text) for text in texts[1:-1]))
         if row["verdict"] != "ok":
             subject = f" {visible(row['cell'], 200)} {texts[3]}: "

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness.report.wording import heading, interval, is_percentage, visible
+from harness.report.wording import heading, interval, is_percentage, split_metric, visible
 
+_SHOWN_EACH = 4
 COLUMNS = ("verdict", "model", "threat", "metric", "baseline", "candidate", "change", "detectable", "why")
 
 
@@ -25,6 +26,37 @@ def columns_of(row: Mapping[str, Any], several_datasets: bool) -> tuple[str, ...
         "" if row["minimal_detectable_effect"] is None else amount(metric, row["minimal_detectable_effect"]),
         visible(row["reason"], 600),
     )
+
+
+def merged(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any] | list[Mapping[str, Any]]]:
+    """The rows in their order, but for many of one metric and cell that are all ok: those in one list, where the first
+    of them stood."""
+    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    out: list[Mapping[str, Any] | list[Mapping[str, Any]]] = []
+    for row in rows:
+        key = _group(row)
+        if row["verdict"] != "ok":
+            out.append(row)
+        elif key in groups:
+            groups[key].append(row)
+        else:
+            groups[key] = [row]
+            out.append(groups[key])
+    parts = (found if isinstance(found, list) and len(found) <= _SHOWN_EACH else [found] for found in out)
+    return [found for part in parts for found in part]
+
+
+def _group(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return row["cell"], split_metric(row["metric"])[0], row["severity"]
+
+
+def columns_of_many(rows: Sequence[Mapping[str, Any]], several_datasets: bool) -> tuple[str, ...]:
+    """Rows that are all ok as one line, with the change that is furthest to the worse side."""
+    sign = -1 if rows[0]["direction"] == "lower" else 1
+    compared = [row for row in rows if row["difference"] is not None]
+    worst = min(compared, key=lambda row: sign * row["difference"], default=rows[0])
+    texts = columns_of(worst, several_datasets)
+    return (*texts[:3], f"{texts[3]}, the worst of {len(rows)}", *texts[4:])
 
 
 def verdict_of(row: Mapping[str, Any]) -> str:

@@ -25,6 +25,7 @@ from harness.report.wording import (
     headline_metrics,
     interval,
     is_percentage,
+    scored_by,
     visible,
 )
 
@@ -160,6 +161,7 @@ def _verdict(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "total": len(cells),
         "failed": [(cell["id"], cell.get("error") or "no reason given") for cell in by_status["failed"]],
         "skipped": [(cell["id"], cell.get("error") or "no reason given") for cell in by_status["skipped"]],
+        "left_out": [(cell["id"], cell["left_out"]) for cell in by_status["ok"] if cell.get("left_out")],
         "unreliable": [(cell["id"], failing_checks(cell)) for cell in by_status["ok"] if cell.get("reliable") is False],
     }
 
@@ -179,7 +181,10 @@ def _cell_view(cell: Mapping[str, Any]) -> dict[str, Any]:
             (entry.get("check", ""), bool(entry["ok"]), entry.get("message", "")) for entry in cell.get("audit") or []
         ],
         "error": cell.get("error") or "",
-        "metrics": [_metric_view(n, metrics[n]) | {"minor": n not in first} for n in [*first, *rest]],
+        "metrics": [
+            _metric_view(n, metrics[n]) | {"minor": n not in first, "name": heading(n, scored_by(n, cell))}
+            for n in [*first, *rest]
+        ],
     }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import StoreError
-from harness.report.gate_words import COLUMNS, columns_of, headline
+from harness.report.gate_words import COLUMNS, columns_of, columns_of_many, headline, merged
 
 STEP_SUMMARY_LIMIT = 1024 * 1024
 """Bytes of a GitHub step summary; what is larger is not shown at all."""
@@ -39,7 +39,7 @@ def gate_markdown(report: Mapping[str, Any], limit: int = STEP_SUMMARY_LIMIT) ->
         ]
     )
     foot = "\nShares in %, changes in points; change is candidate minus baseline with one-sided bounds.\n"
-    lines = [_line(row, several) for row in rows]
+    lines = [_line(found, several) for found in merged(rows)]
     room = limit - len((head + foot).encode()) - 1
     if sum(len(line.encode()) for line in lines) <= room:
         return head + "".join(lines) + foot
@@ -74,8 +74,9 @@ def append_step_summary(report: Mapping[str, Any]) -> Path | None:
     return path
 
 
-def _line(row: Mapping[str, Any], several: bool) -> str:
-    texts = columns_of(row, several)
+def _line(found: Mapping[str, Any] | list[Mapping[str, Any]], several: bool) -> str:
+    row = found[0] if isinstance(found, list) else found
+    texts = columns_of_many(found, several) if isinstance(found, list) else columns_of(found, several)
     cells = [f"{_MARKS.get(row['verdict'], '❌')} {_escaped(texts[0])}", *(_escaped(text) for text in texts[1:])]
     return f"| {' | '.join(cells)} |\n"
 

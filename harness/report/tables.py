@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from harness.report.wording import audit_state, failing_checks, heading, headline_metrics, interval, visible
+from harness.report.wording import audit_state, failing_checks, heading, headline_metrics, interval, scored_by, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,9 +57,12 @@ def _cell_rows(cell: Mapping[str, Any], several_datasets: bool, *, repeated: boo
     ]
     metrics = cell.get("metrics") or {}
     names = headline_metrics(metrics) if status == "ok" else []
-    numbers = [[Text(heading(n)), Text(interval(n, metrics[n]))] for n in names[:_METRICS_A_CELL]]
+    numbers = [
+        [Text(heading(n, scored_by(n, cell) if "[" not in n else "")), Text(interval(n, metrics[n]))]
+        for n in names[:_METRICS_A_CELL]
+    ]
     if len(names) > _METRICS_A_CELL:
-        numbers.append([Text(f"and {len(names) - _METRICS_A_CELL} more"), Text("")])
+        numbers.append([Text(f"and {len(names) - _METRICS_A_CELL} more"), Text("in the report")])
     last = Text(state, style=_AUDIT_STYLE.get(state, ""))
     yield [*first, *(numbers[0] if numbers else [Text(""), Text("")]), last]
     for number in numbers[1:]:
@@ -84,24 +87,33 @@ def results_view(results: Mapping[str, Any]) -> RenderableType:
         parts += _block(status, style, _by_reason(those))
     unreliable = [cell for cell in cells if cell.get("status") == "ok" and cell.get("reliable") is False]
     parts += _block("unreliable", "red", [(c["id"], "; ".join(failing_checks(c))) for c in unreliable])
-    parts += _block("undefined", "yellow", [entry for cell in cells for entry in _reasons(cell, defined=False)])
-    parts += _block("incomplete", "yellow", [entry for cell in cells for entry in _reasons(cell, defined=True)])
+    left_out = [{**cell, "error": cell["left_out"]} for cell in cells if cell.get("left_out")]
+    parts += _block("left out", "yellow", _by_reason(left_out))
+    for title, defined in (("undefined", False), ("incomplete", True)):
+        parts += _block(title, "yellow", _grouped(entry for cell in cells for entry in _reasons(cell, defined=defined)))
     summaries = results.get("summaries") or []
     if summaries:
         parts += [Text(""), Text("over several cells", style="bold"), _summary_table(summaries)]
         parts += [Text(f"  {line}", overflow="fold") for line in _undefined_summaries(summaries)]
-    parts += [Text(""), Text("Accuracies, rates and AUROC in %; intervals in brackets.", style="dim")]
+    note = "Accuracies, rates and AUROC in %; intervals in brackets."
+    firsts = dict.fromkeys(str(cell["score"]) for cell in cells if cell.get("score"))
+    if firsts:
+        note += f" Detection numbers that name no score are of {' or '.join(map(visible, firsts))}."
+    parts += [Text(""), Text(note, style="dim")]
     return Group(*parts)
 
 
 def _by_reason(cells: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """One line for each reason, named by the first of its cells: a model that cannot be built fails all of its."""
+    return _grouped((cell["id"], cell.get("error") or "no reason given") for cell in cells)
+
+
+def _grouped(entries: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Subjects and reasons, each reason once, with the first of its subjects."""
     groups: dict[str, list[str]] = {}
-    for cell in cells:
-        groups.setdefault(cell.get("error") or "no reason given", []).append(cell["id"])
-    return [
-        (ids[0] if len(ids) == 1 else f"{ids[0]} and {len(ids) - 1} more", reason) for reason, ids in groups.items()
-    ]
+    for subject, reason in entries:
+        groups.setdefault(reason, []).append(subject)
+    return [(of[0] if len(of) == 1 else f"{of[0]} and {len(of) - 1} more", reason) for reason, of in groups.items()]
 
 
 def _reasons(cell: Mapping[str, Any], *, defined: bool) -> Iterator[tuple[str, str]]:

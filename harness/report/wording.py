@@ -14,6 +14,8 @@ _HEADINGS = {
 }
 _ACRONYMS = {"auroc": "AUROC", "aupr": "AUPR", "aurc": "AURC", "fid": "FID", "fpr": "FPR"}
 _PERCENT = re.compile(r"(^|_)(accuracy|rate|auroc|aupr|fpr|tpr|calibration_error|corruption_error)(_|$)")
+# Of a detector's score, of which a cell may have several: those of the first name none.
+_OF_A_SCORE = re.compile(r"(auroc|fpr_\w+)(_by_distance)?|aupr_(in|out)|detection_accuracy|tied_scores")
 # Said by another number of the same cell: kept for the page, left out of a table that must fit a terminal.
 _SECONDARY = re.compile(
     r"attack_success_rate|robust_accuracy_at|evasion_rate|detection_auroc_of_attacked\w*|(linf|l0|l1|l2|forwards|backwards)_\w+"
@@ -50,11 +52,20 @@ def split_metric(name: str) -> tuple[str, str]:
     return (base, rest.removesuffix("]")) if bracket else (name, "")
 
 
-def heading(name: str) -> str:
-    """A metric as the field writes it: ``robust_accuracy`` is "robust accuracy", ``auroc[uniform]`` "AUROC uniform"."""
+def heading(name: str, score: str = "") -> str:
+    """A metric as the field writes it: ``robust_accuracy`` is "robust accuracy", ``auroc[uniform]`` "AUROC uniform".
+
+    `score`: what it is a number of, in brackets behind it.
+    """
     base, variant = split_metric(name)
     words = _HEADINGS.get(base) or " ".join(_ACRONYMS.get(word, word) for word in base.split("_"))
-    return visible(f"{words} {variant}".strip())
+    return visible(" ".join(filter(None, [words, variant, f"({score})" if score else ""])))
+
+
+def scored_by(name: str, cell: Mapping[str, Any]) -> str:
+    """The score that a detection metric of a cell is of, where its own name does not say; else an empty string."""
+    base, variant = split_metric(name)
+    return str(cell.get("score") or "") if "," not in variant and _OF_A_SCORE.fullmatch(base) else ""
 
 
 def is_percentage(name: str) -> bool:

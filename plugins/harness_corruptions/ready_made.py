@@ -232,6 +232,8 @@ def _listed(root: Path, data: DatasetFacts) -> tuple[list[Path], Ints]:
     """
     classes = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     by_name = set(classes) <= set(data.class_names)
+    if by_name and all(name.isdigit() for name in data.class_names):  # as `imagefolder` orders numbers
+        classes.sort(key=data.class_names.index)
     paths, labels = [], []
     for place, name in enumerate(classes):
         found = sorted(path for path in (root / name).iterdir() if path.suffix.lower() in _IMAGES)

@@ -70,9 +70,9 @@ class CorruptionsOptions(Options):
             raise ValueError(f'"{value}" is neither "standard" nor "all" nor a list of names{hint}')
         if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
             raise problem('expected "standard", "all" or a list of names')
-        for name in value:
-            if name not in ALL:
-                raise ValueError(f"no corruption is called '{name}'{did_you_mean(name, ALL)}")
+        unknown = [f"no corruption is called '{name}'{did_you_mean(name, ALL)}" for name in value if name not in ALL]
+        if unknown:
+            raise ValueError(" ".join(unknown) if all(text.endswith("?") for text in unknown) else "; ".join(unknown))
         return _once_each(value)
 
     @field_validator("severities")

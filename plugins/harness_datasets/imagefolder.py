@@ -29,6 +29,11 @@ _Size = _Side | tuple[_Side, _Side]
 
 class ImageFolderOptions(Options):
     path: str = option(help="the folder with one subfolder per class; a relative path starts at the data root")
+    folders: Literal["names", "indices"] | None = option(
+        None,
+        help='what the subfolders are called: "names": classes are in the order of the names; "indices": each is the'
+        " number of its class, from 0, as in ImageNet-V2",
+    )
     resize: _Size | None = option(
         None, help="shorter side, or [height, width] exactly; bilinear with antialiasing", unit="pixels"
     )
@@ -39,16 +44,17 @@ class ImageFolderOptions(Options):
 class ImageFolder:
     """Images of any format Pillow reads, decoded when asked for.
 
-    Classes are the subfolders in the order of their names, an image's id is its place in the order of classes and
-    relative paths (by code point, whatever the locale). Hidden files and those without an image's suffix are left out.
-    Resize and crop round as torchvision's do: the usual ImageNet evaluation is ``resize = 256, crop = 224``.
+    Classes are the subfolders in the order of their names (by code point, whatever the locale), or those that their
+    names number; an image's id is its place in the order of classes and relative paths. Hidden files and those without
+    an image's suffix are left out. Resize and crop round as torchvision's do: the usual ImageNet evaluation is
+    ``resize = 256, crop = 224``.
     """
 
     levels = 256
 
     def __init__(self, folder: Path, options: ImageFolderOptions) -> None:
         self._folder, self._options = folder, options
-        self.class_names, self._names, self._labels = _list(folder)
+        self.class_names, self._names, self._labels = _list(folder, options.folders)
         height, width = self._size()
         self.shape = (options.channels, height, width)
 
@@ -66,7 +72,7 @@ class ImageFolder:
         )
         known = {"path": str(self._folder.absolute()), "listing": hashlib.sha256(listing.encode()).hexdigest()}
         content = cache.remembered(known, lambda: {"sha256": _content(self._folder, self._names)})
-        options = self._options.model_dump(mode="json", exclude={"path"})
+        options = self._options.model_dump(mode="json", exclude={"path", "folders"})  # class names tell that
         facts = {"content": content["sha256"], "classes": self.class_names, "options": options}
         return cache.combined_digest({"dataset": "imagefolder", **facts})
 
@@ -115,21 +121,55 @@ def build(options: ImageFolderOptions, context: DatasetContext) -> ImageFolder:
     return ImageFolder(folder, options)
 
 
-def _list(folder: Path) -> tuple[tuple[str, ...], list[str], Ints]:
+def _list(folder: Path, called: str | None) -> tuple[tuple[str, ...], list[str], Ints]:
     """Class names, relative paths (posix) of all images, and their labels."""
     Image.init()
     suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    found = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    classes = _classes(folder, found, called)
     names: list[str] = []
     labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = sorted(_images_under(folder / name, suffixes))
-        names += [f"{name}/{path}" for path in found]
-        labels += [label] * len(found)
+    for name, label in classes.items():
+        images = sorted(_images_under(folder / name, suffixes))
+        names += [f"{name}/{path}" for path in images]
+        labels += [label] * len(images)
     if not names:
-        where = f"its subfolders ({', '.join(classes[:3])}, ...) hold no images" if classes else "it has no subfolders"
+        where = f"its subfolders ({', '.join(found[:3])}, ...) hold no images" if found else "it has no subfolders"
         raise HarnessError(f"{folder}: {where}; it must have one subfolder of images per class")
-    return tuple(classes), names, np.array(labels, dtype=np.int64)
+    called_so = {label: name for name, label in classes.items()}
+    return tuple(called_so.get(label, str(label)) for label in range(max(called_so) + 1)), names, np.array(labels)
+
+
+def _classes(folder: Path, names: list[str], called: str | None) -> dict[str, int]:
+    """The label of each subfolder, ascending.
+
+    Raises:
+        HarnessError: the names are not what the option says; or they are numbers, nobody says whether of classes, and
+            the order of names is another one.
+    """
+    in_order = {name: place for place, name in enumerate(names)}
+    if called == "names" or (called is None and not all(_is_number(name) for name in names)):
+        return in_order
+    wrong = [name for name in names if not _is_number(name)]
+    if wrong:
+        raise HarnessError(
+            f"{folder}: subfolder '{wrong[0]}' is no number, as folders = \"indices\" says; leave it out"
+        )
+    numbered = {name: int(name) for name in sorted(names, key=int)}
+    if called is None:
+        if list(numbered) == names:
+            return in_order
+        raise HarnessError(
+            f"{folder}: its subfolders are numbers ({', '.join(names[:3])}, ...), whose order as text is another: set"
+            ' folders = "indices" where they are the numbers of the classes, else folders = "names"'
+        )
+    if len(set(numbered.values())) < len(names):
+        raise HarnessError(f"{folder}: two subfolders have the same number; each must be the index of its class")
+    return numbered
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdigit()
 
 
 def _images_under(folder: Path, suffixes: set[str]) -> list[str]:

@@ -17,6 +17,7 @@ _THREATS = (
         requires=frozenset({"Detector"}),
         variants=("set", "score"),
         needs_reference=lambda options: options.uses_held_out,
+        lacking=lambda options, capabilities: options.lacking(capabilities),
     ),
     ThreatInfo(
         name="interpolation",

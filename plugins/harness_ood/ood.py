@@ -14,7 +14,7 @@ from harness.options import Options, option, problem
 from harness.threats import Batch, Budget, Columns, ThreatContext
 from harness_ood.other_data import OtherData, Resize, open_other
 from harness_ood.partners import Partners, partners_of
-from harness_ood.scores import ScoreName, held_out_likelihood, needs_reference, score_all
+from harness_ood.scores import ScoreName, held_out_likelihood, lacking, needs_reference, score_all
 from harness_ood.sets import CHANGED, NOISE, on_levels
 
 if TYPE_CHECKING:
@@ -62,6 +62,10 @@ class OODOptions(Options):
     def uses_held_out(self) -> bool:
         """Whether a score is made with images held out from the test."""
         return needs_reference(self.scores)
+
+    def lacking(self, capabilities: frozenset[str]) -> str:
+        """Why a model of these capabilities of its own has not all of the scores, in a line; empty where it has."""
+        return "; ".join(reason for name in self.scores if (reason := lacking(capabilities, name)))
 
     @field_validator("sets", "near", "far", "scores")
     @classmethod
@@ -222,12 +226,17 @@ def build(options: OODOptions, context: ThreatContext) -> OOD:
     Raises:
         HarnessError: a data set that cannot be opened, or whose images do not fit the data's.
     """
+    others = tuple(open_other(table, options.resize, context) for table in options.datasets)
+    own = context.open_own() if context.open_own and others else None
+    if own:
+        for other in others:
+            other.check_apart(own)
     near, far = dict.fromkeys(options.near, "near"), dict.fromkeys(options.far, "far")
     return OOD(
         sets=options.sets,
         levels=context.data.levels,
-        others=tuple(open_other(table, options.resize, context) for table in options.datasets),
-        own=context.open_own().ids if context.open_own and options.datasets else None,
+        others=others,
+        own=own.ids if own else None,
         partners=partners_of(context) if "interpolated" in options.sets else None,
         scores=options.scores,
         distance={**near, **far},

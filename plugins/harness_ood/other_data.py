@@ -50,6 +50,22 @@ class OtherData:
         x, _ = self.images.load(self.ids(numbers))
         return self._converted(x.to(device))
 
+    def check_apart(self, own: DatasetSlice) -> None:
+        """Refuse images of the suite's own data set among these.
+
+        Raises:
+            ThreatError: there are some.
+        """
+        import numpy as np
+
+        same = self.images.dataset.digest() == own.dataset.digest()
+        shared = np.intersect1d(self.images.ids, own.ids).size if same else 0
+        if shared:
+            raise ThreatError(
+                f"set '{self.name}': {shared} of its {len(self)} images are the suite's own: they are not"
+                " out-of-distribution; name another data set, or other classes of this one on each side"
+            )
+
     @property
     def conversion(self) -> str:
         """What is done to the images, in words; empty where nothing is."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, TypeVar
 
+from harness.capabilities import with_derived
 from harness.errors import ThreatError
 from harness.models import max_softmax
 from harness.typicality import Typicality
@@ -77,7 +78,7 @@ def score_all(view: ModelView, x: Tensor, draws: Draws, names: Sequence[str]) ->
     Raises:
         ThreatError: a name is unknown, or this model has no such score; one line that says what is missing.
     """
-    missing = [reason for name in names if (reason := lacking(view, name))]
+    missing = [reason for name in names if (reason := lacking(view.own_capabilities, name))]
     if missing:
         raise ThreatError("; ".join(missing))
     asked = Asked(view, x, draws)
@@ -86,18 +87,18 @@ def score_all(view: ModelView, x: Tensor, draws: Draws, names: Sequence[str]) ->
     return {name: SCORES[name].of(asked).detach().double() for name in names}
 
 
-def lacking(view: ModelView, name: str) -> str:
-    """Why this model has no such score, in a line; empty where it has."""
+def lacking(own: frozenset[str], name: str) -> str:
+    """Why a model of these capabilities, those of its own, has no such score, in a line; empty where it has."""
     score = SCORES.get(name)
     if score is None:
         return f"there is no score '{name}' (there are: {', '.join(SCORES)})"
-    if name == "own" and view.ood_score_name != "own":
+    if name == "own" and "Detector" not in own:
         return "score 'own': the model has no ood_score() of its own"
-    absent = sorted(score.needs - view.capabilities)
+    absent = sorted(score.needs - with_derived(own))
     if absent:
         advice = " (option features of plugin torch names the layer)" if "Features" in absent else ""
         return f"score '{name}' needs a model with {' and '.join(absent)}{advice}"
-    if name == "energy" and view.logits_from == "class_log_prob":
+    if name == "energy" and "Classifier" not in own:
         return "score 'energy': the logits come from class densities, so the energy is -log p(x): use 'log-likelihood'"
     return ""
 

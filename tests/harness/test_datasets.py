@@ -13,6 +13,8 @@ from torch import Tensor
 
 from harness.datasets import DatasetSlice, Ints, SliceSpec
 from harness.errors import HarnessError
+from harness.label_map import OTHERS
+from harness.readout import Readout
 
 
 class Fake:
@@ -110,6 +112,7 @@ def test_label_map_of_a_shifted_set_with_fewer_classes() -> None:
         ({"cat": 1}, r"label_map gives no index for class 'dog' \(2 missing\)"),
         ({"cat": 1, "dog": "pet"}, "names for all classes or indices for all"),
         ({"cat": 1, "dog": -2, "fox": 0}, "class indices start at 0"),
+        ({"cat": (1, 2), "dog": (2, 3), "fox": 0}, "class 2 is in the sets of 'cat' and 'dog'"),
     ],
 )
 def test_wrong_label_maps(label_map: dict[str, str | int], text: str) -> None:
@@ -117,6 +120,33 @@ def test_wrong_label_maps(label_map: dict[str, str | int], text: str) -> None:
         cut(label_map=label_map)
     assert "\n" not in str(caught.value)
     assert "dataset 'fake'" in str(caught.value)
+
+
+def test_a_restricted_set_numbers_its_own_classes_in_the_model_s_order() -> None:
+    data = cut(label_map={"cat": 207, "dog": 6, "fox": 99}, restrict=True)
+    assert data.facts.class_names == ("dog", "fox", "cat")
+    assert data.facts.readout == Readout(((6,), (99,), (207,)), restricted=True)
+    assert data.labels()[:3].tolist() == [2, 0, 1]
+
+
+def test_restricted_to_some_classes_without_a_label_map() -> None:
+    data = cut(classes=("fox", "cat"), restrict=True)
+    assert data.ids.tolist() == [0, 2, 3, 5, 6, 8, 9]
+    assert data.labels()[:2].tolist() == [0, 1]
+    assert (data.facts.class_names, data.facts.readout) == (("cat", "fox"), Readout(((0,), (2,)), restricted=True))
+
+
+def test_a_class_of_several_of_the_model_s_and_one_of_none() -> None:
+    data = cut(label_map={"cat": (4, 2), "dog": 7, "fox": ()})
+    assert data.facts.class_names == ("cat", "dog", OTHERS)
+    assert data.facts.readout == Readout(((2, 4), (7,)), restricted=False)
+    assert data.ids.tolist() == [0, 1, 3, 4, 6, 7, 9]
+    assert data.labels()[:2].tolist() == [0, 1]
+    single = cut(label_map={"cat": (4,), "dog": 7, "fox": ()})  # one index each: the model's own numbers
+    assert (single.facts.readout, single.labels()[:2].tolist()) == (None, [4, 7])
+    alike = cut(label_map={"cat": (4, 2), "dog": (2, 4), "fox": 1})
+    assert alike.facts.class_names == ("fox", "cat", OTHERS)
+    assert alike.labels()[:3].tolist() == [1, 1, 0]
 
 
 @pytest.mark.parametrize("wrong", [-1, 3])
@@ -176,9 +206,11 @@ def test_digest_depends_on_samples_labels_and_names() -> None:
             {"classes": ("dog",)},
             {"label_map": {"cat": "lion"}},
             {"label_map": {"cat": 1, "dog": 0, "fox": 2}},
+            {"restrict": True},
+            {"restrict": True, "label_map": {"cat": 5, "dog": 6, "fox": 7}},
         )
     }
-    assert len(digests) == 5
+    assert len(digests) == 7
     assert cut().digest() == cut(limit=99).digest()
 
 

@@ -21,6 +21,8 @@ SHARED = "harness_diffusion"  # the one plugin that others build upon
 LAYERS: tuple[tuple[str, ...], ...] = (
     # words, numbers and files that know nothing of the rest
     ("_version", "arithmetic", "drawing", "errors", "events", "options", "randomness", "statistics", "typicality"),
+    ("readout",),
+    ("label_map",),
     (
         "info",
         "bpda",

@@ -164,6 +164,11 @@ def test_an_unknown_key_is_refused_at_every_level(text: str, expected: str, toys
          "threats[0] (ood) sets[0]: Input should be 'uniform', 'constant', 'gaussian', 'rademacher', 'blobs',"
          " 'interpolated', 'rotated', 'flipped', 'contrast', 'blurred' or 'permuted', not 'unifrm'; did you mean"
          " 'uniform'?"),
+        (HEAD + '[[threats]]\nplugin = "ood"\nnear = ["unifrm"]',
+         "threats[0] (ood) near: 'unifrm' is none of the sets; did you mean 'uniform'?"),
+        (HEAD + '[[threats]]\nplugin = "corruptions"\ncorruptions = ["snw", "fgo"]',
+         "threats[0] (corruptions) corruptions: no corruption is called 'snw'; did you mean 'snow'?"
+         " no corruption is called 'fgo'; did you mean 'fog'?"),
         (HEAD + CLEAN + "limit = 0", "threats[0] (clean) limit: Input should be greater than or equal to 1, not 0"),
         (HEAD + '[[threats]]\nplugin = "pgd"\neps = []', "threats[0] (pgd) eps: an empty list makes no cells"),
         (HEAD + '[[threats]]\nplugin = "pgd"', "threats[0] (pgd) eps: missing"),
@@ -187,6 +192,11 @@ def test_an_unknown_key_is_refused_at_every_level(text: str, expected: str, toys
          "metrics.toy_conut: 'toy_conut' is not a metric; did you mean 'toy_count'?"),
         (HEAD + CLEAN + "[metrics.toy_count]\nabove = -1",
          "metrics.toy_count above: Input should be greater than or equal to 0, not -1"),
+        (HEAD + CLEAN + "[metrics.mean_corruption_error]\nreference = 'alxnet'",
+         "metrics.mean_corruption_error reference: 'alxnet' is no model of the suite (a) or \"alexnet\";"
+         " did you mean 'alexnet'?"),
+        (HEAD + CLEAN + "[metrics.likelihood_ratio_auroc]\nbackground = 'noise'",
+         "metrics.likelihood_ratio_auroc background: 'noise' is no model of the suite (a)"),
         (HEAD + CLEAN + "[metrics]\ntoy_count = 1", "metrics: expected tables [metrics.NAME]"),
         (HEAD + CLEAN + "[gate]\nmax_drop = inf", "gate.max_drop: inf is not a finite number"),
         (HEAD + CLEAN + "[toy]\n", "toy: unknown table (a suite has suite, models, threats, metrics, gate)"),

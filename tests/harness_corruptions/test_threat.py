@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
 
+from harness.cli import main
 from harness.datasets import DatasetFacts
 from harness.errors import HarnessError, MissingDataError, ThreatError
 from harness.judge import Judge
 from harness.loading import BuiltModel
 from harness.models import ModelView
 from harness.randomness import Draws, draws_for
+from harness.store import load_run
 from harness.testing import synthetic_data, toy_model
 from harness.threats import Batch, Columns, ThreatContext
 
@@ -206,6 +208,24 @@ def test_frost_without_its_textures_is_left_out_of_a_set_and_said_so_but_refused
         threat(facts(3, 32, 32), corruptions=["frost", "fog"])
     one_line(str(caught.value))
     assert threat(facts(3, 32, 32), corruptions=["fog"]).left_out == ""
+
+
+def test_the_plan_and_the_results_say_that_frost_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("harness_corruptions.frost.frost_problem", lambda: "frost needs X: pip install X")
+    monkeypatch.setenv("COLUMNS", "200")
+    arguments = ["run", "corruptions", "--device", "cpu", "--limit", "4", "--set", "threats.corruptions.severities=[1]"]
+    with pytest.raises(SystemExit):
+        main([*arguments, "--dry-run"])
+    assert "note: threat 'corruptions" in (shown := capsys.readouterr().out)
+    assert "leaves out: frost needs X: pip install X" in shown
+    with pytest.raises(SystemExit):
+        main([*arguments, "--out", str(tmp_path / "run"), "--workers", "1"])
+    assert "and 1 more: frost needs X: pip install X" in capsys.readouterr().out
+    found = load_run(tmp_path / "run")
+    assert {cell["left_out"] for cell in found.cells()} == {"frost needs X: pip install X"}
+    assert "Left out" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_frost_is_there_where_its_textures_are(monkeypatch: pytest.MonkeyPatch) -> None:

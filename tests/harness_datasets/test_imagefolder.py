@@ -205,3 +205,35 @@ def test_digest_is_remembered(root: DatasetContext, folder: Path) -> None:
 def test_wrong_options(fields: Any) -> None:
     with pytest.raises(ValidationError):
         options(**fields)
+
+
+def numbered(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        Image.fromarray(np.full((8, 8), int(name), np.uint8)).save(folder / name / "a.png")
+    return folder
+
+
+def test_folders_that_are_numbers_of_classes(root: DatasetContext, tmp_path: Path) -> None:
+    """ImageNet-V2: sorted as text, "10" would be class 2."""
+    numbered(tmp_path / "set", "0", "2", "10")
+    data = build(options(folders="indices", channels=1), root)
+    assert data.labels().tolist() == [0, 2, 10]
+    assert data.class_names == tuple(map(str, range(11)))
+    x = data.images(np.arange(3))
+    assert (x[:, 0, 0, 0] * 255).round().tolist() == [0, 2, 10]
+    as_names = build(options(folders="names", channels=1), root)
+    assert (as_names.labels().tolist(), as_names.class_names) == ([0, 1, 2], ("0", "10", "2"))
+    assert data.digest() != as_names.digest()
+
+
+def test_numbers_whose_order_is_unclear_are_asked_about(root: DatasetContext, tmp_path: Path, refusal: Refusal) -> None:
+    text = refusal(build, options(), DatasetContext(numbered(tmp_path / "a" / "set", "0", "2", "10").parent))
+    assert "are numbers (0, 10, 2, ...)" in text
+    assert 'set folders = "indices"' in text
+    clear = numbered(tmp_path / "b" / "set", "3", "4", "7")  # one order, whatever they are
+    assert build(options(), DatasetContext(clear.parent)).labels().tolist() == [0, 1, 2]
+    (clear / "cat").mkdir()
+    assert "subfolder 'cat' is no number" in refusal(build, options(folders="indices"), DatasetContext(clear.parent))
+    twice = numbered(tmp_path / "c" / "set", "3", "03")
+    assert "the same number" in refusal(build, options(folders="indices"), DatasetContext(twice.parent))

@@ -41,6 +41,7 @@ class Given:
     def __init__(self, seed: int, n: int = 30) -> None:
         level = torch.randint(256, (n, *SHAPE), generator=torch.Generator().manual_seed(seed))
         self.x = level.float() / 255
+        self._digest = f"{seed} {n}"
 
     def labels(self) -> Ints:
         return np.zeros(len(self.x), dtype=np.int64)
@@ -49,7 +50,7 @@ class Given:
         return self.x[torch.from_numpy(np.asarray(index))]
 
     def digest(self) -> str:
-        return "given"
+        return self._digest
 
 
 OURS = DatasetSlice("ours", Given(0))
@@ -259,7 +260,7 @@ def test_it_is_built_from_options() -> None:
 
     def open_dataset(table: Any) -> DatasetSlice:
         opened.append(dict(table))
-        return OURS
+        return DatasetSlice("theirs", Given(1))
 
     options = OODOptions.model_validate(
         {"sets": ["interpolated"], "datasets": [{"name": "svhn", "set": "s"}], "near": ["s"], "far": ["interpolated"]}
@@ -277,6 +278,50 @@ def test_it_is_built_from_options() -> None:
     assert (plain.sets, plain.partners) == (("uniform", "constant"), None)
     with pytest.raises(ThreatError, match="needs the images to pair"):
         rows(Meter(), "Detector", torch.arange(3), ("interpolated",))
+
+
+def test_the_suites_own_images_are_no_set() -> None:
+    own = DatasetSlice("ours", Given(0), SliceSpec(limit=5))
+
+    def built(theirs: DatasetSlice) -> OOD:
+        options = OODOptions.model_validate({"sets": [], "datasets": [{"name": "x"}]})
+        return build(options, ThreatContext(OURS.facts, lambda table: theirs, Path(), lambda: own))
+
+    with pytest.raises(ThreatError, match="set 'x': 5 of its 30 images are the suite's own: they are not out-of-"):
+        built(DatasetSlice("x", Given(0)))
+    others = DatasetSlice("x", Given(0), SliceSpec(classes=("a",)))
+    others.ids = np.arange(5, 30)  # such as other classes of the same data: what open-set recognition asks
+    assert len(built(others).others[0]) == 25
+
+
+def test_what_a_model_lacks_is_known_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "suite.toml").write_text(
+        """
+        [suite]
+        name = "scores"
+        dataset = { name = "digits", split = "test", limit = 20 }
+        [models.cnn]
+        plugin = "torch"
+        checkpoint = "builtin:digits-cnn"
+        [[threats]]
+        plugin = "ood"
+        scores = ["energy", "typicality", "two-tailed"]
+        [[threats]]
+        plugin = "ood"
+        name = "features"
+        scores = ["knn"]
+        """
+    )
+    found = harness.run(tmp_path / "suite.toml", out=tmp_path / "run", workers=1, device="cpu")
+    status = {cell["threat"].partition("[")[0]: (cell["status"], cell["error"]) for cell in found.cells()}
+    assert status["ood"] == (
+        "skipped",
+        "threat 'ood' on model 'cnn': score 'typicality' needs a model with Density;"
+        " score 'two-tailed' needs a model with Density",
+    )
+    assert status["features"][0] == "failed"
+    assert "threat 'features' on model 'cnn': score 'knn' needs a model with Features (option" in status["features"][1]
+    assert not list((tmp_path / "run").glob("shards/*/*"))
 
 
 HOST = load_host()

@@ -155,7 +155,7 @@ def test_an_image_has_the_same_scores_alone() -> None:
     x = images(6)
     for model, capabilities in ((Gauss(), {"Density"}), (Linear(), CLASSIFIER)):
         seen = view(model, capabilities, 6, held_out(model))
-        names = [name for name in SCORES if not lacking(seen, name)]
+        names = [name for name in SCORES if not lacking(seen.own_capabilities, name)]
         draws = draws_for(torch.arange(6), 0, "t")
         whole = score_all(seen, x, draws, names)
         index = torch.tensor([4])
@@ -290,7 +290,7 @@ def test_a_score_that_a_model_does_not_have_is_one_line(
     model: Any, capabilities: set[str], name: str, line: str
 ) -> None:
     seen = view(model, capabilities, 2)
-    assert lacking(seen, name).startswith(line)
+    assert lacking(seen.own_capabilities, name).startswith(line)
     with pytest.raises(ThreatError) as caught:
         score_all(seen, images(2), draws_for(torch.arange(2), 0, "t"), [name])
     assert "\n" not in str(caught.value)
@@ -304,7 +304,7 @@ def test_the_energy_of_class_densities_says_nothing() -> None:
         def class_log_prob(self, x: Tensor) -> Tensor:
             return torch.stack([Gauss().log_prob(x), Gauss().log_prob(x + 0.1)], dim=1)
 
-    assert "use 'log-likelihood'" in lacking(view(Classes(), {"ClassDensity"}, 2), "energy")
+    assert "use 'log-likelihood'" in lacking(frozenset({"ClassDensity"}), "energy")
     x = images(3)
     found = scores(Classes(), {"ClassDensity"}, x, "log-likelihood", "max-softmax", reference=False)
     joint = Classes().class_log_prob(x) - math.log(2)

@@ -176,6 +176,7 @@ def test_mistakes_are_one_line_each(folder: Path) -> None:
     assert "did you mean 'points'" in refused(folder, dataset="point")
     assert "unknown key; did you mean 'n'" in refused(folder, dataset="points,nn=4")
     assert "is not key=value" in refused(folder, dataset="points,train")
+    assert "say how a trained model is read" in refused(folder, dataset="points,restrict=true")
     assert "expected auto, cpu" in refused(folder, "--device", "gpu0")
     assert "must end in .safetensors" in str(CliRunner().invoke(command, ["count", *DATASET_OUT, "w.pt"]).exception)
     assert not list(folder.glob("*.safetensors*"))

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from harness.errors import HarnessError
+from harness.gate_options import GateOptions
 from harness.gating.comparison import compare
+from harness.gating.judging import gate
 from harness.gating.pairing import pair_rows
 from harness.host import Host
 from harness.report.compare_table import compare_view
@@ -60,6 +63,34 @@ def test_the_table_shows_values_and_differences(write_run: Any, attacked: Any, h
     assert "87.5 [" in out.getvalue()
     assert "-10.00 [" in out.getvalue()
     assert "attack success rate" not in out.getvalue()
+
+
+def test_corruptions_that_one_run_lacks_are_told(write_run: Any, host: Host) -> None:
+    def rows(*names: str) -> dict[str, Any]:
+        n = 40
+        return {
+            "sample_id": np.tile(np.arange(n), len(names)),
+            "corruption": np.repeat(np.array(names), n),
+            "severity": np.full(n * len(names), 3),
+            "correct": np.tile(np.arange(n) % 3 > 0, len(names)),
+        }
+
+    cell, variants = "cnn/corruptions/digits", ("corruption", "severity")
+    runs = [
+        write_run(str(number), {cell: rows(*names)}, variants=variants)
+        for number, names in enumerate([("fog", "snow"), ("fog", "frost", "snow"), ("fog", "snow")])
+    ]
+    document = compare(runs, host).to_json()
+    _, two, three = by_metric(document)[cell, "corruption_accuracy"]
+    assert two["note"] == "40 rows are in one run only (corruption frost)"
+    assert two["difference"]["value"] == 0
+    assert "note" not in three
+    out = io.StringIO()
+    Console(file=out, width=300).print(compare_view(document))
+    assert "differences of the rows that both runs have" in out.getvalue()
+    assert out.getvalue().count("40 rows are in one run only (corruption frost)") == 1
+    with pytest.raises(HarnessError, match=r"40 rows are in one run only \(corruption frost\)"):
+        gate(runs[1], runs[0], GateOptions.model_validate({"rules": [{"metric": "corruption_accuracy"}]}), host)
 
 
 def test_rows_are_paired_by_key() -> None:

@@ -162,8 +162,8 @@ def wrong_rows(rates, clean, n=1000, seed=0):
     }
 
 
-def cell(model, rows, dataset="imagefolder", threat="corruptions"):
-    return CellRows(f"{model}/{threat}/{dataset}", model, threat, "corruptions", dataset, rows)
+def cell(model, rows, dataset="imagefolder", threat="corruptions", classes=1000):
+    return CellRows(f"{model}/{threat}/{dataset}", model, threat, "corruptions", dataset, rows, classes=classes)
 
 
 def value(factory, cells, reference="alexnet"):
@@ -236,8 +236,9 @@ def test_what_is_missing_is_named():
 
 
 def test_alexnet_is_no_reference_for_other_data():
-    estimate = value(mean_corruption_error, [cell("m", HALF, "cifar10")])["m"].estimate
-    assert "AlexNet's published error rates are of ImageNet-C, not of cifar10" in estimate.reason
+    estimate = value(mean_corruption_error, [cell("m", HALF, "cifar10", classes=10)])["m"].estimate
+    assert "are of ImageNet-C and its 1,000 classes, not of cifar10 with 10; name a model" in estimate.reason
+    assert value(mean_corruption_error, [cell("m", HALF, "npz")])["m"].estimate.value is not None
     estimate = value(mean_corruption_error, [cell("m", HALF), cell("b", HALF)], "gone")["m"].estimate
     assert estimate.reason == "no model 'gone' ran these corruptions on these data; b, m did"
 

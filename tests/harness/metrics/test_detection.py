@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from harness.metrics.detection import (
@@ -19,6 +20,7 @@ from harness.metrics.detection import (
     FPR_OOD_AT_95_TPR_ID,
     FPR_OOD_AT_95_TPR_ID_BY_DISTANCE,
     TIED_SCORES,
+    images_of,
 )
 from harness.metrics.detection_statistics import (
     average_precision,
@@ -299,3 +301,53 @@ def test_a_rate_that_is_zero_in_nearly_all_resamples_keeps_a_width():
     }
     found = FPR_OOD_AT_95_TPR_ID.estimate(scores, 0.95)["far"]
     assert found.low <= found.value < found.high
+
+
+def of_another_data_set(n, shift, rng):
+    """Rows of images that go with the suite's samples, but are no versions of them."""
+    found = rows(rng.normal(size=n), svhn=rng.normal(shift, 1, n))
+    foreign = found["set"] == "svhn"
+    ids = np.tile(np.arange(n), 2)
+    return {**found, "sample_id": ids, "image_id": ids + 7, "set_size": np.where(foreign, 1000, 0)}
+
+
+def test_images_of_other_data_are_images_of_their_own():
+    ids = np.array([4, 5, 4, 5, 4, 5, 4])
+    found = images_of({
+        "sample_id": ids, "image_id": np.array([4, 5, 4, 5, 0, 1, 0]), "set_size": np.array([0, 0, 0, 0, 9, 9, 30]),
+        "set": np.array(["in", "in", "rotated", "rotated", "svhn", "svhn", "mnist"], dtype=object),
+    })  # fmt: skip
+    assert found[:4].tolist() == [4, 5, 4, 5]
+    assert len({*found[4:].tolist(), 4, 5}) == 5
+    assert images_of({"sample_id": ids}).tolist() == ids.tolist()
+
+
+def test_no_interval_is_wider_for_ids_that_other_data_only_borrow():
+    apart = of_another_data_set(60, 9.0, np.random.default_rng(0))
+    borrowed = {name: column for name, column in apart.items() if name not in ("image_id", "set_size")}
+    for metric in (AUROC, DETECTION_ACCURACY):
+        wide, found = (metric.estimate(r, 0.95)["svhn"] for r in (borrowed, apart))
+        assert found.value == wide.value == 1
+    assert AUROC.estimate(apart, 0.95)["svhn"].low > AUROC.estimate(borrowed, 0.95)["svhn"].low
+    same = rows(np.arange(60), svhn=np.arange(60) + 100)
+    assert AUROC.estimate(apart, 0.95)["svhn"].low == AUROC.estimate(same, 0.95)["svhn"].low
+
+
+@pytest.mark.parametrize(("shift", "least"), [(0.0, 0.92), (1.2, 0.92), (2.5, 0.9)])
+def test_auroc_intervals_of_other_data_cover(shift, least):
+    rng = np.random.default_rng(3)
+    truth = float(norm.cdf(shift / np.sqrt(2)))
+    trials = 300
+    found = [AUROC.estimate(of_another_data_set(80, shift, rng), 0.95)["svhn"] for _ in range(trials)]
+    covered = sum(e.low <= truth <= e.high for e in found) / trials
+    assert least <= covered <= 0.985
+
+
+@pytest.mark.parametrize("metric", ALL)
+def test_differences_of_other_data_are_of_the_same_images(metric):
+    before = of_another_data_set(60, 1.0, np.random.default_rng(1))
+    after = {**before, "ood_score": before["ood_score"] + np.where(before["set"] == "in", 0, 0.5)}
+    change = metric.difference(before, after, 0.05)["svhn"]
+    assert change.low < change.value < change.high
+    better = -1 if metric in RATES else 1
+    assert better * change.value > 0

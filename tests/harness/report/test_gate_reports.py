@@ -130,7 +130,9 @@ def test_names_make_no_markup(text: str) -> None:
 
 
 def test_markdown_is_cut_at_the_end_which_is_the_best() -> None:
-    rows = [row("regressed", reason=f"worst {i} " + "x" * 200) for i in range(50)] + [row("ok")] * 5000
+    rows = [row("regressed", reason=f"worst {i} " + "x" * 200) for i in range(50)] + [
+        row("ok", cell=f"c{i}") for i in range(5000)
+    ]
     text = gate_markdown(report(*rows), limit=60_000)
     assert len(text.encode()) < 60_000
     assert len(text.encode()) > 55_000
@@ -140,6 +142,23 @@ def test_markdown_is_cut_at_the_end_which_is_the_best() -> None:
     assert "more rows" not in gate_markdown(report(*rows[:60]))
 
 
+def test_many_numbers_of_a_metric_that_are_all_ok_are_one_line() -> None:
+    names = [f"fog,{i}" for i in range(1, 6)]
+    good = [row("ok", metric=f"corruption_accuracy[{name}]", difference=-0.01 * i) for i, name in enumerate(names)]
+    document = report(row("regressed", metric="corruption_accuracy[snow]"), *good, row("ok"))
+    lines = table_lines(gate_markdown(document))
+    assert len(lines) == 3
+    assert "corruption accuracy fog,5, the worst of 5" in lines[1]
+    assert "4.00" in lines[1]
+    shown = printed(document)
+    assert shown.count("fog,") == 1
+    assert "corruption accuracy fog,5, the worst of 5" in shown
+    assert len(cases(document)) == 7
+    lower = report(*({**one, "direction": "lower"} for one in good))
+    assert "corruption accuracy fog,1, the worst of 5" in printed(lower)
+    assert len(table_lines(gate_markdown(report(*good[:4])))) == 4
+
+
 def test_the_step_summary_is_appended_to_and_never_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "summary.md"
     file.write_text("what an earlier command wrote")
@@ -147,7 +166,7 @@ def test_the_step_summary_is_appended_to_and_never_too_large(tmp_path: Path, mon
     assert append_step_summary(report(*ALL)) == file
     once = file.read_text()
     assert once.startswith("what an earlier command wrote\n\n## Gate of release")
-    many = report(*[row("ok")] * 6000)
+    many = report(*[row("ok", cell=f"c{i}") for i in range(6000)])
     append_step_summary(many)
     append_step_summary(many)
     assert file.read_text().startswith(once)

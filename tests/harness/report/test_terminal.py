@@ -313,3 +313,33 @@ def test_why_a_summary_is_undefined_is_told_once() -> None:
     undefined = {"metric": "mean_corruption_error", "cells": ["a"], **estimate(None, reason="frost was left out")}
     text = finish(cell("a/c/d"), summaries=[{**undefined, "subject": "a"}, {**undefined, "subject": "b"}])
     assert text.count("mean corruption error: frost was left out") == 1
+
+
+def printed(*cells: dict[str, Any]) -> str:
+    out = io.StringIO()
+    print_results(Console(file=out, width=160, color_system=None), {"cells": list(cells), "summaries": []})
+    return out.getvalue()
+
+
+def test_a_reader_knows_which_score_a_detection_number_is_of() -> None:
+    metrics = {name: estimate(0.9, 0.8, 0.95) for name in ("auroc", "auroc[uniform]", "auroc[mean,energy]")}
+    text = printed(cell("mine/ood/digits", metrics=metrics, score="max-softmax"))
+    assert "AUROC (max-softmax)" in text
+    assert "Detection numbers that name no score are of max-softmax." in text
+    assert "name no score" not in printed(cell())
+
+
+def test_numbers_left_out_of_the_table_are_counted() -> None:
+    metrics = {f"auroc[{k}]": estimate(0.9, 0.8, 0.95) for k in range(9)}
+    (line,) = [line for line in printed(cell("mine/ood/digits", metrics=metrics)).splitlines() if "and 3 more" in line]
+    assert "in the report" in line
+
+
+def test_what_a_threat_left_out_and_why() -> None:
+    why = "frost needs the textures of imagecorruptions: pip install it"
+    note = "a mean over 14 of the 15"
+    both = {n: estimate(0.9, 0.8, 0.95, reason=note) for n in ("corruption_accuracy", "corruption_accuracy[mean,1]")}
+    cells = [cell(f"{model}/corruptions/digits", metrics=both, left_out=why) for model in ("a", "b")]
+    text = printed(*cells)
+    assert f"a/corruptions/digits and 1 more: {why}" in text
+    assert text.count(note) == 1
