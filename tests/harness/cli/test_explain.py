@@ -176,6 +176,19 @@ def test_a_model_plugin_is_explained_without_a_run(glass: Any, explain: Any) -> 
     assert len(read_pictures(glass.folder / "elsewhere")) == 3
 
 
+def test_of_data_with_other_classes_than_the_models_there_are_heat_maps_alone(glass: Any, explain: Any) -> None:
+    """Classes b and c are 0 and 1 of the data, and 1 and 2 of the model."""
+    restricted = '{name = "toy", classes = ["b", "c"], restrict = true}'
+    status, _, err = explain("glass", "--sample", "4", "--dataset", restricted, "--out", "some", *plugins(glass))
+    assert (status, err) == (0, "")
+    (some,) = read_pictures(glass.folder / "some")
+    explain("glass", "--sample", "4", "--dataset", "toy", "--out", "all", *plugins(glass))
+    every = read_pictures(glass.folder / "all")[0]
+    assert some.numbers["classes"] == [0, 1]
+    assert every.numbers["classes"][0] == 1
+    assert some.numbers["sums"][0][0] == every.numbers["sums"][0][0]
+
+
 def test_a_model_with_randomness_is_given_its_draws(glass: Any, explain: Any) -> None:
     status, _, err = explain("glass", "--sample", "2", "--dataset", "toy", "--set", "random=true", *plugins(glass))
     assert (status, err) == (0, "")
