@@ -11,7 +11,7 @@ from torch import Tensor
 from harness.drawing import FAINT, INK, PALETTE, SEQUENTIAL, as_png, new_figure, style
 from harness.explanations import Picture, class_name
 from harness_ib_inn.crops import centre_crop
-from harness_ib_inn.decision_space import FLAT, fitted_plane
+from harness_ib_inn.decision_space import FLAT, fitted_plane, plane_of
 from harness_ib_inn.receptive_field import ReceptiveField, receptive_field, width_at_half
 from harness_ib_inn.sample_pictures import codes, draw_cells
 from harness_ib_inn.similarity import confidence_density, expected_confidence, mean_distances, similarity_order
@@ -148,7 +148,7 @@ def _components(model: IBINN, z: Tensor, labels: Tensor) -> Picture:
 @style()
 def _space(model: IBINN, z: Tensor, labels: Tensor, names: Sequence[str]) -> Picture:
     """Figure 15: the whole decision space of a model with means in a plane."""
-    plane, _ = fitted_plane(model.means)
+    plane = plane_of(model.means)
     places, means = plane.coordinates(z), plane.coordinates(model.means)
     right = float((model.joint(z).argmax(dim=1) == labels).double().mean())
     figure = new_figure(5.6, 5.2)
