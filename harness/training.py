@@ -25,6 +25,7 @@ class FitSession:
         seed: the seed of everything random in training; a model draws from its own generator made from it.
         progress: called as progress(done, total, {"loss": ...}) at least once an epoch.
         resume: continue from the state left beside `out` by an interrupted run.
+        notes: what the model adds to the header of the finished checkpoint, for whoever loads it; JSON.
     """
 
     out: Path
@@ -53,8 +54,9 @@ class FitSession:
         return (tensors, state) if state is not None and header == _as_json(self.header) else None
 
     def finish(self, tensors: Mapping[str, Tensor], **results: Any) -> None:
-        """Write the final checkpoint, with `results` (such as the last loss) in its header."""
-        _save(self.out, tensors, {**self.header, "results": results})
+        """Write the final checkpoint, with the model's `notes` and `results` (such as the last loss) in its header."""
+        notes = {"notes": self.notes} if self.notes else {}
+        _save(self.out, tensors, {**self.header, **notes, "results": results})
         self.state_path.unlink(missing_ok=True)
 
 

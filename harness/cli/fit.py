@@ -171,7 +171,7 @@ def _finished(session: Any, out: Path) -> bool:
             continue
         written = read_header(path)
         wanted = json.loads(json.dumps(dict(session.header)))
-        if {k: v for k, v in written.items() if k not in ("state", "results")} != wanted:
+        if {k: v for k, v in written.items() if k not in ("state", "notes", "results")} != wanted:
             changed = [key for key in wanted if written.get(key) != wanted[key]] or ["header"]
             raise HarnessError(
                 f"{path} is a {name} made otherwise ({', '.join(changed)} differ); --fresh replaces it, or choose"
