@@ -87,7 +87,11 @@ class Sampler(Protocol):
 
 @runtime_checkable
 class Explainer(Protocol):
-    """Says where in the image a decision comes from."""
+    """Says where in the image a decision comes from, for `harness explain`.
+
+    Optional attribute ``heatmap_unit`` (text): what the maps hold. Optional methods ``explain_sample`` and
+    ``explain_model`` give more pictures: see `harness.explanations`.
+    """
 
     def heatmap(self, x: Tensor, y: Tensor) -> Tensor:
         """(B, H', W')."""

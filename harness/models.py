@@ -221,10 +221,19 @@ class ModelView:
         images: Tensor = self._model.sample(self._asked_for(y), draws=draws)
         return images
 
-    def heatmap(self, x: Tensor, y: Tensor) -> Tensor:
-        """(B, H', W'): where in the image the evidence for class `y` lies."""
-        heat: Tensor = self._model.heatmap(x, self._asked_for(y))
-        return heat
+    def heatmap(self, x: Tensor, y: Tensor, draws: Draws | None = None) -> Tensor:
+        """(B, H', W'): where in the image the evidence for class `y` lies.
+
+        Raises:
+            ModelError: the model returned no maps.
+        """
+        extra = {"draws": self._own_streams(x, draws)} if self.stochastic else {}
+        heat: Any = self._model.heatmap(x, self._asked_for(y), **extra)
+        if not hasattr(heat, "ndim") or heat.ndim != 3 or len(heat) != len(x):
+            found = tuple(heat.shape) if hasattr(heat, "shape") else type(heat).__name__
+            raise ModelError(f"heatmap() returned {found} for {len(x)} images, not (B, H', W')")
+        maps: Tensor = heat
+        return maps
 
     def input_gradient(self, objective: Tensor, x: Tensor, weights: Tensor | None = None) -> Tensor:
         """Gradient with respect to `x` of the sum of `objective`, a model's output or what a loss made of it.

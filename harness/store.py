@@ -73,7 +73,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Forget everything computed here before (`--fresh`)."""
-        for name in ("shards", "estimates", "errors", "examples"):
+        for name in ("shards", "estimates", "errors", "examples", "explanations"):
             shutil.rmtree(self.path / name, ignore_errors=True)
         for name in ("results.json", "run.json", "journal.jsonl", "report.html", "gate.json"):
             with self._reporting(self.path / name):

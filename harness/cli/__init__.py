@@ -19,6 +19,7 @@ COMMANDS = {
     "compare": "Print runs side by side with paired differences.",
     "baseline": "Accept a run as a baseline.",
     "report": "Write a run's report.html again and print its table.",
+    "explain": "Write pictures of why a model decided as it did.",
     "plugins": "List models, threats, data sets and metrics, or show one.",
     "fit": "Train a model and write its checkpoint.",
     "new": "Write the skeleton of a new plugin.",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.errors import ExitCode, HarnessError, PluginError, SuiteError, did_you_mean
+from harness.errors import ExitCode, HarnessError, PluginError, SuiteError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -104,6 +103,7 @@ def plan_job(host: Host, model: str, dataset: str, assignments: tuple[str, ...])
     Raises:
         HarnessError: one line: unknown model, data set or key, a value of the wrong type, a model without training.
     """
+    from harness.cli.arguments import dataset_table, sort_assignments
     from harness.info import resolve
     from harness.suite import dataset_entry, validate_options
 
@@ -113,12 +113,12 @@ def plan_job(host: Host, model: str, dataset: str, assignments: tuple[str, ...])
         raise PluginError(f"model '{model}' cannot be trained (these can: {', '.join(able)})")
     owner = f"model plugin '{model}'"
     options_class, recipe_class = resolve(info.options, owner), resolve(info.fit_options, owner)
-    tables = _sort_assignments(assignments, options_class, recipe_class)
+    tables = sort_assignments(assignments, options_class, recipe_class)
     options, problems = validate_options(options_class, tables[0], f"--set ({model})")
     recipe, more = validate_options(recipe_class, tables[1], f"--set ({model} training)")
     problems += more
     try:
-        entry = dataset_entry(_dataset_table(dataset, host), host, "--dataset")
+        entry = dataset_entry(dataset_table(dataset, host, split="train"), host, "--dataset")
     except SuiteError as error:
         raise HarnessError("\n".join([*problems, *error.problems])) from error
     if problems:
@@ -194,59 +194,6 @@ def _header(job: Job, facts: Any, digest: str, samples: int, seed: int) -> dict[
         "shape": list(facts.shape),
         "classes": list(facts.class_names),
     }
-
-
-def _sort_assignments(
-    assignments: tuple[str, ...], options: type[BaseModel] | None, recipe: type[BaseModel] | None
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """``key=value`` texts as two tables: options of the model, and of its training."""
-    from harness.suite_overrides import parse_value
-
-    fields = [set(kind.model_fields) if kind else set() for kind in (options, recipe)]
-    tables: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
-    for text in assignments:
-        path, separator, raw = text.partition("=")
-        keys = path.strip().split(".")
-        if not separator or not all(keys):
-            raise HarnessError(f"--set {text}: expected key=value, such as epochs=10")
-        homes = [table for table, names in zip(tables, fields, strict=True) if keys[0] in names]
-        if not homes:
-            raise HarnessError(f"--set {text}: unknown key{did_you_mean(keys[0], fields[0] | fields[1])}")
-        _assign(homes[0], keys, parse_value(raw.strip()), text)
-    return tables
-
-
-def _assign(table: dict[str, Any], keys: list[str], value: Any, text: str) -> None:
-    for key in keys[:-1]:
-        table = table.setdefault(key, {})
-        if not isinstance(table, dict):
-            raise HarnessError(f"--set {text}: '{key}' was already given a value")
-    table[keys[-1]] = value
-
-
-def _dataset_table(text: str, host: Host) -> dict[str, Any]:
-    """``digits``, ``digits:train``, ``npz:train,path=x.npz`` or ``{name = "npz", ...}`` as a suite's dataset table."""
-    from harness.info import resolve
-    from harness.suite_overrides import parse_value
-
-    if text.lstrip().startswith("{"):
-        table = parse_value(text)
-        if not isinstance(table, dict) or not isinstance(table.get("name"), str):
-            raise HarnessError(f'--dataset {text}: expected a table with a name, such as {{name = "digits"}}')
-    else:
-        first, *rest = re.split(r",(?![^\[{(\"]*[\]})\"])", text)
-        name, _, split = first.partition(":")
-        table = {"name": name.strip(), **({"split": split.strip()} if split else {})}
-        for item in rest:
-            key, separator, raw = item.partition("=")
-            if not separator:
-                raise HarnessError(f"--dataset {text}: '{item}' is not key=value")
-            table[key.strip()] = parse_value(raw.strip())
-    if table["name"] in host.datasets and "split" not in table:
-        options = resolve(host.datasets.get(table["name"]).options, f"dataset '{table['name']}'")
-        if options is not None and "split" in options.model_fields:
-            table["split"] = "train"
-    return table
 
 
 def _device(name: str) -> str:

@@ -16,7 +16,7 @@ from harness import __version__
 from harness.checkpoints import write_atomically
 from harness.errors import HarnessError, StoreError
 from harness.hookspecs import hookimpl
-from harness.report import REPORT_FILE, plots, svg, tradeoff
+from harness.report import REPORT_FILE, explanations, plots, svg, tradeoff
 from harness.report import examples as pictures
 from harness.report.wording import (
     audit_state,
@@ -85,6 +85,7 @@ def _digest(run: Run, examples: int) -> str:
     state = hashlib.sha256(f"{__version__} {examples} ".encode())
     state.update(json.dumps(run.results, sort_keys=True).encode())
     state.update(json.dumps([cell.get("digest") for cell in run.info.get("cells") or []]).encode())
+    state.update(explanations.state(run))
     for path in sorted(_HERE.iterdir()):
         if path.suffix in (".py", ".j2", ".css"):
             state.update(path.read_bytes())
@@ -109,6 +110,7 @@ def render(run: Run, open_data: Callable[[], DatasetSlice] | None, digest: str, 
     if data is not None and any(example.clean is None for example in shown):
         no_data = "the data set is no longer the one the run was made on"
     figures, plot_css = _figures(run.cells())
+    explained, not_explained = explanations.gallery(run)
     css = (_HERE / "report.css").read_text(encoding="utf-8") + plot_css
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -130,6 +132,8 @@ def render(run: Run, open_data: Callable[[], DatasetSlice] | None, digest: str, 
         figures=figures,
         gallery=_gallery(run.cells(), shown, data.facts.class_names if data is not None else ()),
         no_data=no_data,
+        explained=explained,
+        not_explained=not_explained,
         facts=_facts(run.info),
         packages=sorted((run.info.get("packages") or {}).items()),
         plugins=_plugins(run.info.get("plugins")),

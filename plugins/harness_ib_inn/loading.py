@@ -40,6 +40,7 @@ def build_from(options: IBINNOptions, context: ModelContext, seed: int = 0) -> I
     )  # fmt: skip
     if path is not None:
         model.files = (path,)
+        model.class_names = tuple(header.get("classes", ()))
         _fill(model, tensors, path)
     return model.eval()
 

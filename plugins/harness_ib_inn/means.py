@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Generator, Tensor, nn
@@ -28,6 +29,11 @@ class ClassMeans(nn.Module):
         self.pooled = nn.Parameter(_simplex(num_classes, pooled, generator))
         self.weights = nn.Parameter(_SMALL * torch.randn(num_classes, rank, generator=generator))
         self.prototypes = nn.Parameter(_SMALL * torch.randn(rank, rest, generator=generator))
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Forget all classes but these."""
+        self.pooled = nn.Parameter(self.pooled.detach()[list(rows)])
+        self.weights = nn.Parameter(self.weights.detach()[list(rows)])
 
     def rest(self) -> Tensor:
         """The low-rank part, (K, D_rest)."""

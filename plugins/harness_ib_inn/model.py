@@ -24,10 +24,13 @@ from harness_ib_inn.detection import TrainingScores, score
 from harness_ib_inn.layouts import Layout, Mixing
 from harness_ib_inn.means import ClassMeans
 from harness_ib_inn.options import FitRecipe, IBINNOptions
-from harness_ib_inn.posterior import posterior_heatmap
+from harness_ib_inn.posterior_maps import class_maps, posterior_maps
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from harness.datasets import DatasetSlice
+    from harness.explanations import ExplainedSample, Picture
     from harness.training import FitSession
 
 Detection = Literal["one-tailed", "typicality", "two-tailed"]
@@ -46,12 +49,14 @@ class IBINN(nn.Module):
 
     Attributes:
         num_classes: K.
+        class_names: K names, as its checkpoint has them; none without one.
         latent_shape: (C', H', W') of the feature maps before the DCT; D = C' H' W' = C H W.
         log_prior: log p(y), (K,).
         training_scores: log-likelihoods of the training images, once it has been trained.
     """
 
     stochastic = False
+    heatmap_unit = "nats of log-posterior"
     density_tag: DensityTag = "exact"
     log_prior: Tensor
     levels: Tensor
@@ -72,6 +77,7 @@ class IBINN(nn.Module):
         self.layout, self.num_classes, self.mixing = layout, num_classes, mixing
         self.detector, self.crops, self.name = detector, crops, name
         self.files: tuple[Path, ...] = ()
+        self.class_names: tuple[str, ...] = ()
         self.training_scores: TrainingScores | None = None
         if crops is not None:
             self.density_tag = "surrogate"
@@ -180,8 +186,21 @@ class IBINN(nn.Module):
             return ((x * steps + self.noise.to(x.dtype)).floor() / steps).nan_to_num(0.0).clamp(0, 1)
 
     def heatmap(self, x: Tensor, y: Tensor) -> Tensor:
-        """(B, H', W'), float64: the log-posterior of class y split over the image, to which the entries sum."""
-        return posterior_heatmap(self, self._encode(x)[0], y)
+        """(B, H', W'), float64: the log-posterior of class y by place, which its entries sum to (equation 31)."""
+        by_class = class_maps(self._encode(x)[0], self.means, self.to_spatial)
+        return posterior_maps(by_class, self.log_prior)[torch.arange(len(y), device=y.device), y]
+
+    def explain_sample(self, sample: ExplainedSample) -> Iterator[Picture]:
+        """Pictures of why an image is classified as it is, see `harness.explanations`."""
+        from harness_ib_inn.sample_pictures import pictures_of_sample
+
+        return pictures_of_sample(self, sample)
+
+    def explain_model(self, data: DatasetSlice) -> Iterator[Picture]:
+        """Pictures of the model itself, some of them made with these images."""
+        from harness_ib_inn.model_pictures import pictures_of_model
+
+        return pictures_of_model(self, data)
 
     def fit(self, data: DatasetSlice, recipe: FitRecipe, session: FitSession) -> None:
         """Train anew (from the checkpoint, where the options name one) and write `session.out`."""

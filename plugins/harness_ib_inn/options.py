@@ -80,3 +80,8 @@ class FitRecipe(Options):
     label_smoothing: float = option(0.05, help="share of the target spread evenly over all classes", ge=0, lt=1)
     shift: int = option(0, help="random shift of the images, up to this far in each direction", unit="pixels", ge=0)
     flip: bool = option(False, help="mirror half of the images left to right, at random")
+    plane: bool = option(
+        False,
+        help="keep the class means in one plane, so that the whole decision space can be drawn; from a checkpoint, of"
+        " whose classes the data may have only some, renumbered by label_map",
+    )

@@ -17,6 +17,7 @@ from harness.errors import ModelError
 from harness.models import bits_per_dim
 from harness_ib_inn.augmentation import augmented
 from harness_ib_inn.detection import TrainingScores
+from harness_ib_inn.flattening import into_plane, keep_classes
 from harness_ib_inn.model import IBINN, check_shape, state_of
 from harness_ib_inn.options import FitRecipe
 
@@ -80,7 +81,7 @@ def train(model: IBINN, data: DatasetSlice, recipe: FitRecipe, session: FitSessi
         ModelError: the loss became NaN or infinite; the data have other classes than the checkpoint to start from.
     """
     check_shape(tuple(data.facts.shape), model.layout, model.crops, model.name)
-    _start(model, data, session)
+    _start(model, data, recipe, session)
     optimizer = _optimizer(model, recipe)
     first, last = _restore(model, optimizer, session)
     for epoch in range(first, recipe.epochs):
@@ -118,8 +119,10 @@ def learning_rate(recipe: FitRecipe, done: float) -> float:
     return recipe.lr * 0.5 * (1 + math.cos(math.pi * (done - _WARM_UP) / (1 - _WARM_UP)))
 
 
-def _start(model: IBINN, data: DatasetSlice, session: FitSession) -> None:
+def _start(model: IBINN, data: DatasetSlice, recipe: FitRecipe, session: FitSession) -> None:
     """Initial weights from the session's seed, the data's grey levels and class frequencies."""
+    if recipe.plane:
+        keep_classes(model, data.facts.class_names)
     model.restart(session.seed)
     model.to(session.device)
     if data.facts.num_classes != model.num_classes:
@@ -155,6 +158,8 @@ def _epoch(
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
         optimizer.step()
+        if recipe.plane:
+            into_plane(model.class_means)
         for name, value in (("loss", loss), ("l_x", found.l_x), ("l_y", found.l_y)):
             total[name] += value.item() * len(chosen) / order.size
         total["accuracy"] += found.right / order.size

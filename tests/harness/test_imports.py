@@ -20,7 +20,7 @@ SHARED = "harness_diffusion"  # the one plugin that others build upon
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     # words, numbers and files that know nothing of the rest
-    ("_version", "arithmetic", "errors", "events", "options", "randomness", "statistics", "typicality"),
+    ("_version", "arithmetic", "drawing", "errors", "events", "options", "randomness", "statistics", "typicality"),
     ("readout",),
     ("label_map",),
     (
@@ -33,7 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "standard_probes",
         "suite_overrides",
     ),
-    ("hookspecs", "standard_probes", "training"),
+    ("hookspecs", "standard_probes", "training", "explanations"),
     # who can do what
     ("host", "capabilities"),
     ("models",),
@@ -45,11 +45,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("suite_schema", "loading", "store"),
     ("judge", "auxiliary"),
     ("evaluate", "plan"),
-    ("executors",),
+    ("executors", "iterates"),
     # rows -> estimates -> run
     ("audit",),
     ("estimates",),
     ("runner",),
+    ("retrace",),
     # two runs -> verdicts
     ("gating",),
     # what people and other programs see

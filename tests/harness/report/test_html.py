@@ -19,6 +19,8 @@ from PIL import Image
 
 from harness.errors import HarnessError, StoreError
 from harness.events import RunFinished
+from harness.explanations import Picture, write_pictures
+from harness.report.explanations import made_of
 from harness.report.html import HtmlReporter, write_report
 from harness.report.plots import panels
 from harness.report.tradeoff import scatters
@@ -312,3 +314,24 @@ def test_clean_pictures_are_the_datas_own(runs: Any) -> None:
     sample = int(image["alt"].rsplit(" ", 1)[1])
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(image["src"].partition(",")[2])))) / 255.0
     assert np.abs(shown - runs.clean_images(np.array([sample]))[0, 0]).max() < 0.003
+
+
+def test_explanations_are_embedded_and_what_they_say_is_escaped(runs: Any) -> None:
+    run = runs.release()
+    image = io.BytesIO()
+    Image.fromarray(np.zeros((3, 3), np.uint8)).save(image, format="PNG")
+    shown = [Picture("heatmap", "<script>title", "</section><b>caption", image.getvalue())]
+    write_pictures(run.folder / "explanations", "plain", 3, shown, made_of(run, "plain"))
+    write_pictures(run.folder / "explanations", "plain", None, shown, made_of(run, "plain"))
+    write_pictures(run.folder / "explanations", "adversarial", 3, shown, "of an earlier state")
+    page = page_of(write_report(run))
+    assert_self_contained(page)
+    assert page.text.count("<script>title") == 2
+    assert page.text.count("</section><b>caption") == 2
+    assert "Left out: 1 of an earlier state of this run (explain again)." in " ".join(page.text.split())
+    blob = "data:image/png;base64," + base64.b64encode(image.getvalue()).decode()
+    assert [i["src"] for i in page.of("img")].count(blob) == 2
+
+
+def test_a_run_that_is_not_explained_has_no_such_section(runs: Any) -> None:
+    assert "Explanations" not in page_of(write_report(runs.release())).text
