@@ -191,6 +191,11 @@ class ModelView:
         """(B, K) log p(x | y), nats."""
         return self._read(self._class_log_prob(x, draws))
 
+    def class_log_prob_and_log_prob(self, x: Tensor, draws: Draws | None = None) -> tuple[Tensor, Tensor]:
+        """`class_log_prob` and, summed over classes, `log_prob` (float64), by one evaluation."""
+        scores = self._class_log_prob(x, draws)
+        return self._read(scores), self._with_prior(scores).logsumexp(dim=1)
+
     def ood_score(self, x: Tensor, draws: Draws | None = None) -> Tensor:
         """(B,), higher is more out-of-distribution: see `ood_score_name`.
 
@@ -259,7 +264,10 @@ class ModelView:
         return gradient
 
     def _joint(self, x: Tensor, draws: Draws | None) -> Tensor:
-        scores = self._class_log_prob(x, draws).double()  # the shared part goes before anything is rounded again
+        return self._with_prior(self._class_log_prob(x, draws))
+
+    def _with_prior(self, scores: Tensor) -> Tensor:
+        scores = scores.double()  # the shared part goes before anything is rounded again
         prior = getattr(self._model, "log_prior", None)
         return scores - math.log(self._outputs) if prior is None else scores + prior.to(scores)
 

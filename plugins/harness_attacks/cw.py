@@ -27,6 +27,19 @@ _ANSWERS = 10  # draws over which a random model's answer for the returned image
 _IMPROVES = 1e-6  # relative: less is rounding
 
 
+class Together(NamedTuple):
+    """Logits and log-likelihood of one evaluation, to be differentiated by one backward pass.
+
+    Attributes:
+        answers: (n, K + 1), on the graph of `x`.
+        weights: (n, K), derivative of the goal with respect to the logits.
+    """
+
+    answers: Tensor
+    x: Tensor
+    weights: Tensor
+
+
 class Asked(NamedTuple):
     """What a model says of n images; of a random model the means over `eot` draws.
 
@@ -34,22 +47,24 @@ class Asked(NamedTuple):
         wrong: float64 (n,), the largest logit of another class minus the label's.
         goal: float64 (n,), what the attack makes negative: by how much the target loses, or the label wins.
         clear: float64 (n,), by how much either must be over 0 to be believed (see `clearance`).
-        goal_gradient: (n, C, H, W), of `goal`.
+        goal_gradient: (n, C, H, W), of `goal`; None where `together` has it.
         log_prob: float64 (n,) nats, and its gradient; None without a detection term.
+        together: both gradients, not yet taken: of a model without randomness, which is asked once.
     """
 
     wrong: Tensor
     goal: Tensor
     clear: Tensor
-    goal_gradient: Tensor
-    log_prob: Tensor | None
-    log_prob_gradient: Tensor | None
+    goal_gradient: Tensor | None
+    log_prob: Tensor | None = None
+    log_prob_gradient: Tensor | None = None
+    together: Together | None = None
 
     def plus(self, other: Asked) -> Asked:
-        return Asked(*(None if a is None or b is None else a + b for a, b in zip(self, other, strict=True)))  # type: ignore[arg-type]
+        return Asked(*(None if a is None or b is None else a + b for a, b in zip(self[:-1], other[:-1], strict=True)))  # type: ignore[arg-type]
 
     def over(self, count: int) -> Asked:
-        return self if count == 1 else Asked(*(None if a is None else a / count for a in self))  # type: ignore[arg-type]
+        return self if count == 1 else Asked(*(None if a is None else a / count for a in self[:-1]))  # type: ignore[arg-type]
 
 
 @dataclass
@@ -118,7 +133,8 @@ class CW:
     Columns, one row a sample, beside those of the host:
         adversarial: (B, C, H, W).
         steps: gradient steps planned for each value of c; gradient_steps, zero_gradient_steps,
-            nonfinite_gradient_steps: spent in all, and how many had a zero or not finite gradient of the margin.
+            nonfinite_gradient_steps: spent in all, and how many had a zero or not finite gradient of the margin (of
+            the whole objective, where one evaluation of a class density gives the margin and the detection term).
         goal_reached: bool, by the attack's own reckoning: the target where there is one, by kappa where that is finite.
         target: the class, -1 for any.
         c: the weight that gave the image, NaN where none did.
@@ -201,7 +217,7 @@ class CW:
         level = self._level(asked, runs, options.kappa)
         size = norm_of(x - runs.x0, "l2")
         distance = size if options.distance == "l2" else size.square()
-        excess, push = self._detection(asked, typicality, x[0].numel())
+        excess, slope = self._detection(asked, typicality, x[0].numel())
         aim = torch.maximum(-asked.clear / runs.scale, asked.goal / runs.scale)
         if options.kappa:
             aim = (asked.goal / runs.scale).clamp_min(-options.kappa)
@@ -213,12 +229,9 @@ class CW:
         runs.stale = torch.where(improved, 0, runs.stale + 1)
         runs.least = torch.where(improved, objective, runs.least)
         active = asked.goal / runs.scale > -max(options.kappa, 0.0) if options.kappa else asked.goal > -asked.clear
-        pull = (runs.search.weight / runs.scale * active).to(x.dtype)
-        gradient = kept.checked(asked.goal_gradient, runs.rows) * pull[:, None, None, None]
+        gradient = _gradient(model, asked, kept, runs, runs.search.weight / runs.scale * active, slope)
         factor = 1 / size.clamp_min(1e-12) if options.distance == "l2" else torch.full_like(size, 2.0)
         gradient += (x - runs.x0) * factor.to(x.dtype)[:, None, None, None]
-        if push is not None:
-            gradient += push
         runs.adam.step_(gradient)
         done = runs.adam.taken >= options.steps
         if options.patience is not None:
@@ -245,13 +258,21 @@ class CW:
 
         x = x.detach().requires_grad_()
         draws = runs.draws.numbered(number) if model.stochastic else runs.draws
+        if self.options.detection and self._by_likelihood(model) and not model.stochastic:
+            with torch.enable_grad():
+                logits, log_prob = model.class_log_prob_and_log_prob(x, draws)
+                answers = torch.cat([logits, log_prob[:, None]], dim=1)
+            goal = _goal(logits, runs.labels, runs.targets)
+            wrong, clear = margin_of(logits, runs.labels), clearance(logits)
+            together = Together(answers, x, goal.weights)
+            return Asked(wrong, goal.margin, clear, None, log_prob.detach().double(), together=together)
         with torch.enable_grad():
             logits = (model.class_log_prob if self._by_likelihood(model) else model.logits)(x, draws)
         goal = _goal(logits, runs.labels, runs.targets)
         wrong = margin_of(logits, runs.labels)
         gradient = model.input_gradient(logits, x, goal.weights)
         if not self.options.detection:
-            return Asked(wrong, goal.margin, clearance(logits), gradient, None, None)
+            return Asked(wrong, goal.margin, clearance(logits), gradient)
         with torch.enable_grad():
             log_prob = model.log_prob(x, draws)
         push = model.input_gradient(log_prob, x)
@@ -292,13 +313,12 @@ class CW:
     def _detection(
         self, asked: Asked, typicality: Typicality | None, entries: int
     ) -> tuple[Tensor | float, Tensor | None]:
-        """The detection term (n,), and its gradient."""
-        if asked.log_prob is None or asked.log_prob_gradient is None or typicality is None:
+        """The detection term (n,), and its derivative with respect to the log-likelihood."""
+        if asked.log_prob is None or typicality is None:
             return 0.0, None
         unit = entries if self.options.units == "nats-per-dim" else 1
         short = (typicality.median - asked.log_prob) / unit
-        slope = (-2 * self.options.detection / unit * short).to(asked.log_prob_gradient.dtype)
-        return self.options.detection * short.square(), asked.log_prob_gradient * slope[:, None, None, None]
+        return self.options.detection * short.square(), -2 * self.options.detection / unit * short
 
     def _typicality(self, model: ModelView) -> Typicality | None:
         if self.options.median_log_prob is not None:
@@ -355,6 +375,22 @@ class CW:
                 if typicality is not None:
                     columns[f"{name}_two_tailed_score"] = typicality.two_tailed(log_prob)
         return columns
+
+
+def _gradient(model: ModelView, asked: Asked, kept: Kept, runs: Runs, pull: Tensor, slope: Tensor | None) -> Tensor:
+    """(n, C, H, W): `pull` (n,) times the gradient of the goal, and `slope` (n,) times that of the log-likelihood."""
+    import torch
+
+    if asked.together is not None and slope is not None:
+        answers, x, weights = asked.together
+        both = torch.cat([pull[:, None] * weights, slope[:, None]], dim=1).to(answers.dtype)
+        return kept.checked(model.input_gradient(answers, x, both), runs.rows)
+    assert asked.goal_gradient is not None
+    gradient = kept.checked(asked.goal_gradient, runs.rows)
+    gradient = gradient * pull.to(gradient.dtype)[:, None, None, None]
+    if slope is not None and asked.log_prob_gradient is not None:
+        gradient += asked.log_prob_gradient * slope.to(gradient.dtype)[:, None, None, None]
+    return gradient
 
 
 def _goal(logits: Tensor, labels: Tensor, targets: Tensor) -> Loss:

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from harness_attacks.cw import CW
+from harness_attacks.cw import CW, _gradient
 from harness_attacks.cw_options import CWOptions
+from harness_attacks.smallest import Kept
 from scipy.stats import multivariate_normal
 from torch import Tensor
 
@@ -52,6 +53,16 @@ class Gaussians:
         y = torch.randint(CLASSES, (n,), generator=generator)
         noise = SD * torch.randn(n, 25, generator=generator)
         return (self.means[y] + noise).clamp(0, 1).reshape(n, *SHAPE), y
+
+
+class Apart(Gaussians):
+    """The same answers by two methods, which must be asked one after the other."""
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self.class_log_prob(x)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return self.class_log_prob(x).logsumexp(dim=1) - math.log(CLASSES)
 
 
 def reference(model: Gaussians) -> Reference:
@@ -163,24 +174,29 @@ def test_log_likelihoods_shifted_by_thousands_give_identical_norms(normalise: bo
     torch.testing.assert_close(shifted, plain, rtol=1e-5, atol=1e-6)
 
 
-def test_the_gradient_is_that_of_the_whole_objective() -> None:
-    """One step from the clean image under a huge rate: its sign is that of autograd's gradient of the objective."""
-    model = Gaussians()
+@pytest.mark.parametrize("capability", ["ClassDensity", "both apart"])
+def test_the_gradient_is_that_of_the_whole_objective(capability: str) -> None:
+    model = Gaussians() if capability == "ClassDensity" else Apart()
     x, y = model.draw(12, 5)
     threat = CW(CWOptions(paper="ib-inn", detection=2.0, median_log_prob=30.0, units="nats", target="any"))
     ids = torch.arange(12)
-    view = ModelView(model, {"ClassDensity"}, ids, 0, "attack")
+    own = {"ClassDensity"} if capability == "ClassDensity" else {"Classifier", "Density"}
+    view = ModelView(model, own, ids, 0, "attack")
     batch = Batch(x, y, ids, draws_for(ids, 0, "threat", "cw"), model.class_log_prob(x))
     runs = threat._begin(view, batch, torch.full_like(y, -1), ids)
     asked = threat._asked(view, x, runs, 0)
-    term, push = threat._detection(asked, Typicality(30.0), 25)
+    term, slope = threat._detection(asked, Typicality(30.0), 25)
     image = x.clone().requires_grad_()
-    log_prob = model.class_log_prob(image).logsumexp(dim=1) - math.log(CLASSES)
-    expected = 2.0 * (30.0 - log_prob).square()
+    scores = model.class_log_prob(image)
+    expected = 2.0 * (30.0 - scores.logsumexp(dim=1) + math.log(CLASSES)).square()
     torch.testing.assert_close(term, expected.detach(), rtol=1e-6, atol=1e-9)
-    (gradient,) = torch.autograd.grad(expected.sum(), image)
-    assert push is not None
-    torch.testing.assert_close(push, gradient, rtol=1e-4, atol=1e-4)
+    others = scores.scatter(1, y[:, None], -math.inf).amax(dim=1)
+    whole = 3.0 * (scores.gather(1, y[:, None])[:, 0] - others) + expected
+    (gradient,) = torch.autograd.grad(whole.sum(), image)
+    found = _gradient(view, asked, Kept.before(x), runs, torch.full((12,), 3.0).double(), slope)
+    torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-4)
+    assert view.forwards.tolist() == [1 if capability == "ClassDensity" else 2] * 12
+    assert torch.equal(view.backwards, view.forwards)
 
 
 def test_units_are_nats_per_dimension_unless_said() -> None:
