@@ -126,7 +126,8 @@ def probes(count: int) -> None:
         ("10 resampled, shared", True, True, 10),
     ):
         owner = sample if shared else torch.arange(count * K)
-        drawn = StreamNoise(draws_for(torch.arange(int(owner.max()) + 1), 1, "probes"), len(owner), (1, 8, 8), n, False)
+        streams = draws_for(torch.arange(int(owner.max()) + 1), 1, "probes")
+        drawn = StreamNoise(streams, len(streams), (1, 8, 8), n, False)
         source: Any = drawn if resampled else _Fixed(drawn)
         with torch.no_grad():
             (found, seconds) = timed(lambda s=source, o=owner: log_prob(flow, v, labels, o, s).log_prob)  # type: ignore[misc]

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from harness.randomness import Draws, draws_for
 
-SHAPE = (1, 2, 2)
-D = 4
+SHAPE = (1, 1, 2)
+D = 2
 PROCESSES: list[Process] = [VP(), SubVP(), VE()]
 
 
@@ -97,8 +97,7 @@ def found(f: Flow, n: FromDraws | None = None) -> Likelihood:
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=lambda p: p.kind)
-@pytest.mark.parametrize("components", [1, 3])
-@pytest.mark.parametrize("method", ["rk45", "heun", "rk4"])
+@pytest.mark.parametrize(("method", "components"), [("rk45", 1), ("rk45", 3), ("rk4", 3), ("heun", 1)])
 def test_closed_form_likelihoods(process: Process, components: int, method: Any) -> None:
     """Data of mean zero: the prior, which has it too, is then as good as the distribution at time 1."""
     model = mixture(process, components, centred=True)
@@ -117,7 +116,7 @@ def test_the_prior_is_part_of_the_model() -> None:
     """The number is the density of what the flow makes of the prior, which the data's is not quite."""
     model = mixture(VP(), 3)
     x, y, _ = images()
-    f = flow(model, method="rk45", rtol=1e-8, atol=1e-8)
+    f = flow(model, method="rk45", rtol=1e-7, atol=1e-7)
     ends = [torch.full((len(x),), t, dtype=torch.float64) for t in (1e-5, 1.0)]
     for row in range(2):
 
@@ -126,22 +125,21 @@ def test_the_prior_is_part_of_the_model() -> None:
             score = model.score(state, time, y[row : row + 1])
             return (VP().drift(state, time) - 0.5 * VP().diffusion_squared(time) * score).flatten().numpy()
 
-        end = solve_ivp(field, (1e-5, 1.0), x[row].flatten().numpy(), rtol=1e-8, atol=1e-8).y[:, -1]
+        end = solve_ivp(field, (1e-5, 1.0), x[row].flatten().numpy(), rtol=1e-6, atol=1e-6).y[:, -1]
         noised = torch.from_numpy(end).reshape(1, *SHAPE)
         one = slice(row, row + 1)
         wanted = model.log_density(x[one], ends[0][one], y[one]) - model.log_density(noised, ends[1][one], y[one])
         wanted = wanted + VP().prior_log_prob(noised)
         got = log_prob(f, x[one], y[one], torch.tensor([0]), noise(1)).log_prob
-        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("process", PROCESSES, ids=lambda p: p.kind)
-def test_a_tighter_tolerance_is_nearer(process: Process) -> None:
-    model = mixture(process, 2)
-    wanted = found(flow(model, method="rk45", rtol=1e-9, atol=1e-9)).log_prob
+def test_a_tighter_tolerance_is_nearer() -> None:
+    model = mixture(VE(), 2)
+    wanted = found(flow(model, method="rk45", rtol=1e-8, atol=1e-8)).log_prob
     gaps = [
         float((found(flow(model, method="rk45", rtol=tol, atol=tol)).log_prob - wanted).abs().max())
-        for tol in (1e-3, 1e-5, 1e-7)
+        for tol in (1e-2, 1e-4, 1e-6)
     ]
     assert gaps[0] > 10 * gaps[1] > 100 * gaps[2]
 
@@ -261,15 +259,15 @@ def test_exact_gradient_of_a_grid(method: Any, steps: int, trace: Any) -> None:
 
 @pytest.mark.parametrize("way", ["exact", "adjoint"])
 def test_gradients_of_the_adaptive_solver(way: Any) -> None:
-    f = flow(mixture(VP(), 2), method="rk45", rtol=1e-8, atol=1e-8, gradient=way, trace="rademacher")
+    f = flow(mixture(VP(), 2), method="rk45", rtol=1e-6, atol=1e-6, gradient=way, trace="rademacher")
     n = noise(6)
     direction = torch.randn(6, *SHAPE, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    wanted = slope(f, n, direction, 1e-4)
-    torch.testing.assert_close((gradient(f, n) * direction).flatten(1).sum(dim=1), wanted, rtol=1e-4, atol=1e-4)
+    wanted = slope(f, n, direction, 1e-3)
+    torch.testing.assert_close((gradient(f, n) * direction).flatten(1).sum(dim=1), wanted, rtol=1e-3, atol=2e-3)
 
 
 def test_adjoint_of_a_fine_grid() -> None:
-    f = flow(mixture(VP(), 2), steps=80, gradient="adjoint")
+    f = flow(mixture(VP(), 2), method="rk4", steps=20, gradient="adjoint")
     n = noise(6)
     torch.testing.assert_close(gradient(f, n), gradient(replace(f, gradient="exact"), n), rtol=0.02, atol=0.02)
 
@@ -282,7 +280,7 @@ def test_surrogate_gradient_is_that_of_the_bound() -> None:
     bound = torch.stack([denoising_bound(f, x, y, sample, n, k) for k in range(8)]).mean(dim=0)
     (wanted,) = torch.autograd.grad(bound.sum(), x)
     torch.testing.assert_close(gradient(f, n), wanted)
-    many = gradient(replace(f, draws=500), n)  # with many draws it points where the likelihood does
+    many = gradient(replace(f, draws=200), n)  # with many draws it points where the likelihood does
     true = gradient(replace(f, gradient="exact", steps=40), n)
     assert float(torch.cosine_similarity(many.flatten(1), true.flatten(1)).min()) > 0.9
 
@@ -290,10 +288,10 @@ def test_surrogate_gradient_is_that_of_the_bound() -> None:
 @pytest.mark.parametrize("process", PROCESSES, ids=lambda p: p.kind)
 def test_samples_have_the_moments_of_the_data(process: Process) -> None:
     model = mixture(process, 2)
-    count = 4000
+    count = 2000
     draws = draws_for(torch.arange(count), 0, "test")
     prior = process.prior_sample(draws.normal("prior", 0, SHAPE, torch.float64))
-    out = sample_flow(flow(model, steps=30), prior, torch.zeros(count, dtype=torch.int64)).flatten(1)
+    out = sample_flow(flow(model, steps=15), prior, torch.zeros(count, dtype=torch.int64)).flatten(1)
     weights, means = model.weights[0], model.means[0]
     mean = (weights[:, None] * means).sum(dim=0)
     second = model.stds[0].square().diag_embed() + means[:, :, None] * means[:, None, :]
@@ -308,14 +306,14 @@ def test_samples_have_the_moments_of_the_data(process: Process) -> None:
 
 def test_samples_run_the_flow_backwards() -> None:
     model = mixture(VP(), 2)
-    f = flow(model, method="rk45", rtol=1e-9, atol=1e-9)
+    f = flow(model, method="rk45", rtol=1e-7, atol=1e-7)
     x = sample_flow(
         f,
         torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
         torch.tensor([0, 1, 0]),
     )
     again = sample_flow(
-        replace(f, method="heun", steps=400),
+        replace(f, method="rk4", steps=60),
         torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
         torch.tensor([0, 1, 0]),
     )
