@@ -82,18 +82,14 @@ class Sbgc(nn.Module):
 
         `log_prob` is of images in [0, 1]. `draws`: one stream an image, or a single one for all.
         """
-        noise = self.noise(draws, len(x))
-        v = to_scaled(dequantise(x.double(), self.source.blueprint.levels, noise.dequantisation().double()))
+        uniform = self.noise(draws, len(x)).dequantisation().double()
+        v = to_scaled(dequantise(x.double(), self.source.blueprint.levels, uniform))
         flow = self.flow()
         each = max(1, self.options.rows // self.num_classes)
+        starts = range(0, max(len(x), 1), each)
         parts = [
-            self._solve(flow, v[at : at + each], self.noise(draws[at : at + each] if len(draws) > 1 else draws, n))
-            for at in range(0, len(x), each)
-            for n in [len(v[at : at + each])]
+            self._solve(flow, v[at : at + each], draws[at : at + each] if len(draws) > 1 else draws) for at in starts
         ]
-        if not parts:
-            nothing = x.new_zeros(0, self.num_classes, dtype=torch.float64)
-            return Likelihood(nothing, nothing.long(), nothing.bool())
         found = (torch.cat([getattr(p, name) for p in parts]) for name in ("log_prob", "evaluations", "failed"))
         return Likelihood(*found)
 
@@ -151,12 +147,12 @@ class Sbgc(nn.Module):
 
         self.denoiser = fit(self.source, data, recipe, session)
 
-    def _solve(self, flow: Flow, v: Tensor, noise: StreamNoise) -> Likelihood:
+    def _solve(self, flow: Flow, v: Tensor, draws: Draws) -> Likelihood:
         """Likelihoods (B, K) of dequantised images on the scale [-1, 1], all classes at once."""
         images, classes = len(v), self.num_classes
         y = torch.arange(classes, device=v.device).repeat(images)
-        sample_of = torch.arange(images, device=v.device).repeat_interleave(classes)
-        found = log_prob(flow, v.repeat_interleave(classes, dim=0), y, sample_of, noise)
+        owner = torch.arange(images, device=v.device).repeat_interleave(classes)
+        found = log_prob(flow, v.repeat_interleave(classes, dim=0), y, owner, self.noise(draws, images))
         of_image = log_prob_of_image(found.log_prob, math.prod(self.shape))
         return Likelihood(*(entry.reshape(images, classes) for entry in (of_image, found.evaluations, found.failed)))
 
