@@ -70,6 +70,11 @@ THREATS = (
         options="harness_attacks.cw_options:CWOptions",
         requires=frozenset({"Classifier"}),
         needs_reference=lambda options: options.uses_held_out,
+        lacking=lambda options, capabilities: (
+            "the detection term needs a model with a density; set detection = 0"
+            if options.detection and not capabilities & {"Density", "ClassDensity"}
+            else ""
+        ),
     ),
     ThreatInfo(
         name="minimal-norm",

@@ -12,6 +12,7 @@ from harness.options import Options, option, problem
 
 Target = int | Literal["any", "random", "least-likely"]
 _WORDS = ("any", "random", "least-likely")
+_KAPPA_SCHEMA = {"anyOf": [{"type": "number", "minimum": 0}, {"const": "inf"}], "default": 0.0}
 _TARGET_SCHEMA = {"anyOf": [{"enum": list(_WORDS)}, {"type": "integer", "minimum": 0}], "default": "any"}
 
 IB_INN = {
@@ -53,7 +54,7 @@ class CWOptions(Options):
     steps: int = option(200, help="gradient steps for each value of c", ge=1)
     patience: int | None = option(50, help="a sample's run ends after so many steps without a smaller objective", ge=1)
     learning_rate: float = option(0.03, help="of Adam, on w where the image is (tanh(w) + 1) / 2", gt=0)
-    kappa: Annotated[float, PlainSerializer(_as_written, when_used="json")] = option(
+    kappa: Annotated[float, PlainSerializer(_as_written, when_used="json"), WithJsonSchema(_KAPPA_SCHEMA)] = option(
         0.0, help='by how much the wrong class must win; "inf": by as much as possible (needs a fixed c)', ge=0
     )
     target: Annotated[Target, PlainValidator(_target), WithJsonSchema(_TARGET_SCHEMA)] = option(

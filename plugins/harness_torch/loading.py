@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import pickle
 import re
@@ -38,19 +39,28 @@ def one_line(error: BaseException) -> str:
 
 
 def find_checkpoint(name: str, folder: Path) -> Path:
-    """The path behind a `checkpoint` option: ``builtin:NAME``, or a path that starts at `folder`.
+    """The path behind a `checkpoint` option: ``builtin:NAME``, ``builtin:PACKAGE/NAME``, or a path from `folder`.
 
     Raises:
         MissingDataError: no such file, or no built-in checkpoint of this name.
     """
     if name.startswith(BUILTIN):
-        known = [path.stem for path in sorted(_BUILTIN_FOLDER.glob("*.safetensors"))]
-        wanted = name.removeprefix(BUILTIN)
+        package, _, wanted = name.removeprefix(BUILTIN).rpartition("/")
+        shipped = _shipped_by(package) if package else _BUILTIN_FOLDER
+        known = [path.stem for path in sorted(shipped.glob("*.safetensors"))]
         if wanted not in known:
             near = did_you_mean(wanted, known)
             raise MissingDataError(f"no built-in checkpoint '{wanted}'{near} (there are: {', '.join(known)})")
-        return _BUILTIN_FOLDER / f"{wanted}.safetensors"
+        return shipped / f"{wanted}.safetensors"
     return find_file(name, folder, "checkpoint")
+
+
+def _shipped_by(package: str) -> Path:
+    """The folder `checkpoints` of an installed package."""
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingDataError(f"{BUILTIN}{package}/...: there is no package '{package}'")
+    return Path(spec.submodule_search_locations[0]) / "checkpoints"
 
 
 def find_file(name: str, folder: Path, what: str) -> Path:

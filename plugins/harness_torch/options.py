@@ -39,8 +39,8 @@ class TorchOptions(Options):
     )
     checkpoint: str | None = option(
         None,
-        help='weights: a ".safetensors", ".pt", ".pth" or ".th" file (may begin with $HARNESS_DATA), or "builtin:NAME";'
-        " enough alone if `harness fit` wrote it",
+        help='weights: a ".safetensors", ".pt", ".pth" or ".th" file (may begin with $HARNESS_DATA), or "builtin:NAME"'
+        " (of another package builtin:PACKAGE/NAME); enough alone if `harness fit` wrote it",
     )
     key: str | None = option(None, help='entry of the checkpoint that holds the weights, such as "state_dict"')
     prefix: str | None = option(

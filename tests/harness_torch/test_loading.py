@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from harness_torch.loading import find_checkpoint
 from harness_torch.model import TorchClassifier, build
 from harness_torch.options import TorchOptions
 from torch import nn
@@ -127,6 +128,14 @@ def test_environment_variables_in_paths(folder: Path, monkeypatch: pytest.Monkey
 def test_unknown_builtin_names_the_nearest(folder: Path) -> None:
     text = line(folder, MissingDataError, checkpoint="builtin:digits-cn")
     assert "did you mean 'digits-cnn'" in text
+
+
+def test_builtin_checkpoints_of_another_package(folder: Path) -> None:
+    found = find_checkpoint("builtin:harness_torch/digits-cnn", folder)
+    assert found == find_checkpoint("builtin:digits-cnn", folder)
+    assert found.is_file()
+    assert "no package 'absent'" in line(folder, MissingDataError, checkpoint="builtin:absent/x")
+    assert "no built-in checkpoint 'x'" in line(folder, MissingDataError, checkpoint="builtin:harness_torch/x")
 
 
 def test_wrong_shapes_name_the_tensors(folder: Path) -> None:
