@@ -15,14 +15,23 @@ def augmented(x: Tensor, size: tuple[int, int], recipe: FitRecipe, generator: Ge
     A shift brings in copies of the border pixels: black ones would be images that the density has to explain.
     """
     if recipe.shift:
-        reach = recipe.shift
-        x = F.pad(x, (reach, reach, reach, reach), mode="replicate")
+        x = _shifted(x, recipe, generator)
     if tuple(x.shape[2:]) != size:
         x = _random_crops(x, size, generator)
     if recipe.flip:
         chosen = (torch.rand(x.shape[0], generator=generator) < 0.5).to(x.device)
         x = torch.where(chosen[:, None, None, None], x.flip(-1), x)
     return x
+
+
+def _shifted(x: Tensor, recipe: FitRecipe, generator: Generator) -> Tensor:
+    reach = recipe.shift
+    padded = F.pad(x, (reach, reach, reach, reach), mode="replicate")
+    out = _random_crops(padded, (x.shape[2], x.shape[3]), generator)
+    if recipe.shift_share == 1:
+        return out
+    chosen = (torch.rand(x.shape[0], generator=generator) < recipe.shift_share).to(x.device)
+    return torch.where(chosen[:, None, None, None], out, x)
 
 
 def _random_crops(x: Tensor, size: tuple[int, int], generator: Generator) -> Tensor:

@@ -79,6 +79,7 @@ class FitRecipe(Options):
     clip: float = option(8.0, help="largest norm of the gradient", gt=0)
     label_smoothing: float = option(0.05, help="share of the target spread evenly over all classes", ge=0, lt=1)
     shift: int = option(0, help="random shift of the images, up to this far in each direction", unit="pixels", ge=0)
+    shift_share: float = option(1.0, help="share of the images that are shifted", gt=0, le=1)
     flip: bool = option(False, help="mirror half of the images left to right, at random")
     plane: bool = option(
         False,

@@ -1,4 +1,5 @@
-"""The networks that predict the coefficients of couplings: ResNet's residual branches and a 1x1 projection.
+"""The networks that predict the coefficients of couplings: ResNet's residual branches and a 1x1 projection, or linear
+layers.
 
 Their last layer starts at zero, so that an untrained coupling changes nothing. They are never inverted, so they may
 hold batch normalisation; its statistics make the likelihood depend on the batch while training, never afterwards.
@@ -36,6 +37,23 @@ def bottleneck(channels_in: int, channels_out: int, width: int, stride: int = 1,
 def entry(channels_in: int, channels_out: int, width: int, stride: int = 1, norm: bool = True) -> nn.Module:
     """7x7, projection: the first convolution of ResNet-50."""
     return nn.Sequential(*_convolution(channels_in, width, 7, stride, norm), _projection(width, channels_out))
+
+
+def dense(channels_in: int, channels_out: int, width: int, size: tuple[int, int]) -> nn.Module:
+    """Three linear layers over all places of feature maps of `size`, for maps as small as a convolution's reach."""
+    places = size[0] * size[1]
+    last = nn.Linear(width, channels_out * places)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(channels_in * places, width),
+        nn.ReLU(),
+        nn.Linear(width, width),
+        nn.ReLU(),
+        last,
+        nn.Unflatten(1, (channels_out, *size)),
+    )
 
 
 def _convolution(channels_in: int, channels_out: int, size: int, stride: int, norm: bool) -> tuple[nn.Module, ...]:

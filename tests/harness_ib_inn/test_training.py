@@ -107,6 +107,9 @@ def test_augmentation_crops_shifts_and_mirrors() -> None:
     hits = torch.stack([(shifted == window).flatten(1).all(dim=1) for window in windows])
     assert hits.any(dim=0).all()
     assert hits.any(dim=1).all()  # every shift occurs
+    halved = augmented(x, (8, 8), FitRecipe(shift=1, shift_share=0.5), draws)
+    kept = (halved == x).flatten(1).all(dim=1)  # those left alone, and a ninth of the others
+    assert 18 < int(kept.sum()) < 54
     cropped = augmented(torch.rand(5, 3, 12, 10), (8, 8), FitRecipe(), draws)
     assert cropped.shape == (5, 3, 8, 8)
 
