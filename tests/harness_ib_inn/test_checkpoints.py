@@ -33,7 +33,7 @@ def judged(model: Any, data: Any) -> tuple[float, float]:
 
 def test_accuracy_and_bits_per_dim_trade_off_as_in_the_paper(given: Any) -> None:
     found = {b: judged(given.model(checkpoint=f"builtin:digits-beta{b}"), given.digits("test")) for b in BETAS}
-    assert found["1"][0] >= 0.95
+    assert found["1"][0] >= 0.97
     assert found["8"][0] >= 0.98
     assert found["inf"][0] >= 0.97
     assert found["0"][0] < 0.4  # labels are unused
