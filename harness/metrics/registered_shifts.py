@@ -217,7 +217,7 @@ CORRUPTION: tuple[MetricInfo, ...] = (
         source="Mackowiak et al. 2021, table 3; interval: Obuchowski 1997",
         metric="harness.metrics.corruption:CORRUPTION_AUROC",
         columns=(*_CORRUPTED, "ood_score"),
-        direction="higher",
+        direction="none",
     ),
     MetricInfo(
         name="corruption_bits_per_dim",
