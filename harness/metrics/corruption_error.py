@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from harness.metrics.alexnet import ALEXNET_CLEAN_ERROR, ALEXNET_ERRORS, SEVERITIES, STANDARD
 from harness.metrics.base import CellRows, Estimate, Rows, Summary, undefined
-from harness.metrics.corruption import CLEAN
+from harness.metrics.corruption import CLEAN, MNIST_C
 from harness.metrics.options import ALEXNET, ReferenceOptions
 from harness.statistics import Floats, atom_interval, bootstrap, once, sampling_units
 
@@ -168,6 +168,8 @@ class MeanCorruptionError:
 
 def lacking(rows: Rows) -> str:
     """Why the rows do not make a mean corruption error, in a line; empty where they do."""
+    if MNIST_C in np.asarray(rows["table"]):
+        return "MNIST-C has other corruptions than those it is made of; corruption_accuracy[all] is their mean"
     counts = _counts(rows)
     n = max(counts.values(), default=0)
     absent = [name for name in STANDARD if not any(counts.get((name, s)) for s in SEVERITIES)]

@@ -29,7 +29,7 @@ _SECONDARY = re.compile(
 # What a number costs tells nothing about the model: after all others.
 _COST = re.compile(r"(forwards|backwards)_mean")
 # Of these only the variants named: a cell has a hundred others.
-_HEADLINE_VARIANTS = {"corruption_accuracy": ("", "without_noise", "with_extra", "none")}
+_HEADLINE_VARIANTS = {"corruption_accuracy": ("", "without_noise", "all", "none")}
 _SAYS_MORE_THAN_CLEAN = ("robust_accuracy", "auroc")
 _INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 

@@ -51,12 +51,12 @@ def pick(rows, key):
 def test_keys():
     rows = rows_of(["fog", "gaussian_noise", "speckle_noise"], (1, 3))
     assert [key for key, _ in parts(rows)] == [
-        *("", "without_noise", "mean,1", "mean,3"),
+        *("", "without_noise", "mean,1", "mean,3", "all"),
         *("gaussian_noise", "gaussian_noise,1", "gaussian_noise,3", "fog", "fog,1", "fog,3"),
-        *("speckle_noise", "speckle_noise,1", "speckle_noise,3", "with_extra", "none"),
+        *("speckle_noise", "speckle_noise,1", "speckle_noise,3", "none"),
     ]
     only_extra = rows_of(["spatter"], (2,))
-    assert [key for key, _ in parts(only_extra)] == ["spatter", "spatter,2", "with_extra", "none"]
+    assert [key for key, _ in parts(only_extra)] == ["all", "spatter", "spatter,2", "none"]
 
 
 def test_accuracy_entropy_and_likelihood_by_hand():
@@ -235,6 +235,11 @@ def test_what_is_missing_is_named():
         assert both.reason.startswith("the reference ref: needs every sample")
 
 
+def test_mnist_c_has_none():
+    rows = dict(HALF, table=np.repeat("mnist-c", len(HALF["correct"])).astype(object))
+    assert value(mean_corruption_error, [cell("m", rows)])["m"].estimate.reason.startswith("MNIST-C has other corr")
+
+
 def test_alexnet_is_no_reference_for_other_data():
     estimate = value(mean_corruption_error, [cell("m", HALF, "cifar10", classes=10)])["m"].estimate
     assert "are of ImageNet-C and its 1,000 classes, not of cifar10 with 10; name a model" in estimate.reason
@@ -358,6 +363,18 @@ def test_a_mean_over_some_of_the_standard_corruptions_says_so():
     found = CORRUPTION_ACCURACY.estimate(rows_of(["fog", "snow", "spatter"], (1, 3)), 0.95)
     assert found[""].value is not None
     assert found[""].reason.startswith("a mean over 2 of the 15 standard corruptions, without gaussian_noise, ")
-    assert found["fog"].reason == found["with_extra"].reason == ""
+    assert found["fog"].reason == found["all"].reason == ""
     whole = CORRUPTION_ACCURACY.estimate(wrong_rows(ALEXNET_ERRORS, ALEXNET_CLEAN_ERROR, n=50), 0.95)
     assert whole[""].reason == ""
+
+
+def test_mnist_c_has_a_mean_over_its_own_corruptions():
+    rows = rows_of(["fog", "zigzag", "shot_noise"], (1,))
+    rows["table"] = np.repeat("mnist-c", len(rows["severity"])).astype(object)
+    found = CORRUPTION_ACCURACY.estimate(rows, 0.95)
+    assert list(found) == ["all", "shot_noise", "shot_noise,1", "fog", "fog,1", "zigzag", "zigzag,1", "none"]
+    assert found["all"].value == pytest.approx(np.mean(rows["correct"][rows["corruption"] != "none"]))
+    assert found["all"].reason == ""
+    # Of files in another layout the mean is over the standard ones.
+    other = dict(rows, table=np.repeat("cifar10-c", len(rows["severity"])).astype(object))
+    assert list(CORRUPTION_ACCURACY.estimate(other, 0.95))[:2] == ["", "without_noise"]

@@ -75,6 +75,8 @@ def test_headline_metrics_leave_out_what_another_one_says() -> None:
     assert headline_metrics(["bits_per_dim", "clean_accuracy"]) == ["clean_accuracy", "bits_per_dim"]
     assert headline_metrics(["aupr_in", "auroc", "auroc[a]", "fpr_ood_at_95_tpr_id"]) == ["auroc", "auroc[a]"]
     assert headline_metrics(["linf_median", "l2_median"]) == ["linf_median", "l2_median"]
+    corrupted = [f"corruption_accuracy[{key}]" for key in ("all", "fog", "fog,1", "none")]
+    assert headline_metrics(corrupted) == [corrupted[0], corrupted[3]]
     assert headline_metrics(["my_own_metric"]) == ["my_own_metric"]
     assert headline_metrics([]) == []
 
