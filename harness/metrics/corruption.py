@@ -3,9 +3,9 @@
 Rows hold each sample under each `corruption` at each `severity`, and once clean (`corruption` "none", `severity` 0).
 Estimates are keyed by corruption and severity, ``gaussian_noise,3``; by corruption, ``gaussian_noise``, the mean over
 its severities; ``mean,3`` and "" are means over those of the 15 standard corruptions that the rows hold, at a severity
-and at all; ``without_noise`` leaves out the three noises; ``none`` is of the clean images; ``all`` is the mean over every
-corruption, where there are others than the standard ones. MNIST-C has 15 of its own: ``all`` is the mean that its paper
-reports, and those over the standard ones are left out. Rows of one sample are one cluster.
+and at all; ``without_noise`` leaves out the three noises; ``none`` is of the clean images; ``all`` is the mean over
+every corruption, where there are others than the standard ones. MNIST-C has 15 of its own: ``all`` is the mean that its
+paper reports, and those over the standard ones are left out. Rows of one sample are one cluster.
 """
 
 from __future__ import annotations
