@@ -84,7 +84,8 @@ class MeanCorruptionError:
             return undefined(
                 n,
                 f"AlexNet's published error rates are of ImageNet-C and its {_IMAGENET_CLASSES:,} classes, not of"
-                f" {cell.dataset} with {cell.classes}; name a model of the suite as [metrics.NAME] reference",
+                f" {cell.dataset} with {cell.classes}; give ImageNet photos all class names (class_names of npz), else"
+                " name a model of the suite as [metrics.NAME] reference",
             )
         tables = set(np.asarray(cell.rows["table"]).astype(str).tolist())
         if tables != {_IMAGENET_C}:

@@ -242,7 +242,8 @@ def test_mnist_c_has_none():
 
 def test_alexnet_is_no_reference_for_other_data():
     estimate = value(mean_corruption_error, [cell("m", HALF, "cifar10", classes=10)])["m"].estimate
-    assert "are of ImageNet-C and its 1,000 classes, not of cifar10 with 10; name a model" in estimate.reason
+    assert "are of ImageNet-C and its 1,000 classes, not of cifar10 with 10; give" in estimate.reason
+    assert "(class_names of npz), else name a model of the suite" in estimate.reason
     assert value(mean_corruption_error, [cell("m", HALF, "npz")])["m"].estimate.value is not None
     estimate = value(mean_corruption_error, [cell("m", HALF), cell("b", HALF)], "gone")["m"].estimate
     assert estimate.reason == "no model 'gone' ran these corruptions on these data; b, m did"
