@@ -17,6 +17,10 @@ _BRANCH = re.compile(
 )
 
 
+# What TOML calls the types of Python.
+_LISTS, _TABLES = ("tuple_type", "list_type", "set_type", "frozen_set_type"), ("dict_type", "mapping_type")
+
+
 def problem_lines(
     options: type[BaseModel], error: ValidationError, where: str, beside: Iterable[str] = ()
 ) -> list[str]:
@@ -54,6 +58,10 @@ def _text(options: type[BaseModel], error: Any, beside: Iterable[str]) -> str:
         return "missing"
     message: str = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     shown = error.get("input")
+    if error["type"] in _LISTS:
+        return f"expected a list{'' if isinstance(shown, dict) else f', such as [{shown!r}]'}, not {shown!r}"
+    if error["type"] in _TABLES:
+        return f"expected a table, not {shown!r}"
     if error["type"] in ("amount", "value_error", "too_short", "too_long") or isinstance(shown, (dict, BaseModel)):
         return message
     if error["type"] == "literal_error" and isinstance(shown, str):

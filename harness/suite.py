@@ -22,6 +22,7 @@ from harness.host import Host
 from harness.info import ModelInfo, ThreatInfo, resolve
 from harness.option_problems import problem_lines
 from harness.options import Options, option
+from harness.suite_datasets import with_tables_checked
 from harness.suite_overrides import apply_override
 
 OptionsT = TypeVar("OptionsT", bound=BaseModel)
@@ -248,8 +249,8 @@ def validate_options(
         return None, problem_lines(options, error, where, beside)
 
 
-def dataset_entry(raw: Any, host: Host, where: str) -> DatasetEntry:
-    """A data set from its name or table.
+def dataset_entry(raw: Any, host: Host, where: str, beside: Iterable[str] = ()) -> DatasetEntry:
+    """A data set from its name or table; `beside` as of `validate_options`.
 
     Raises:
         SuiteError: everything that is wrong with it, one line each.
@@ -267,7 +268,9 @@ def dataset_entry(raw: Any, host: Host, where: str) -> DatasetEntry:
     own = {k: v for k, v in table.items() if k in SliceTable.model_fields}
     rest = {k: v for k, v in table.items() if k not in own and k != "name"}
     slicing, found = validate_options(SliceTable, own, f"{where} ({name})")
-    options, more = validate_options(options_class, rest, f"{where} ({name})", ("name", *SliceTable.model_fields))
+    options, more = validate_options(
+        options_class, rest, f"{where} ({name})", ("name", *beside, *SliceTable.model_fields)
+    )
     if slicing is None or more:
         raise SuiteError(where, found + more)
     return DatasetEntry(name, options, SliceSpec(**dict(slicing)), dict(table))
@@ -301,6 +304,9 @@ def threat_entry(
     """
     info, options_class = _threat_info(plugin, host, label)
     options, problems = validate_options(options_class, table, label, _THREAT_KEYS)
+    problems = with_tables_checked(
+        problems, options_class, table, label, lambda raw, at, beside: dataset_entry(raw, host, at, beside)
+    )
     if problems:
         raise SuiteError(label, problems)
     return ThreatEntry(label, info, options, limit, table)

@@ -3,8 +3,9 @@
 Rows hold each sample under each `corruption` at each `severity`, and once clean (`corruption` "none", `severity` 0).
 Estimates are keyed by corruption and severity, ``gaussian_noise,3``; by corruption, ``gaussian_noise``, the mean over
 its severities; ``mean,3`` and "" are means over those of the 15 standard corruptions that the rows hold, at a severity
-and at all; ``without_noise`` leaves out the three noises; ``none`` is of the clean images. Rows of one sample are one
-cluster.
+and at all; ``without_noise`` leaves out the three noises; ``none`` is of the clean images; ``all`` is the mean over
+every corruption, where there are others than the standard ones. MNIST-C has 15 of its own: ``all`` is the mean that its
+paper reports, and those over the standard ones are left out. Rows of one sample are one cluster.
 """
 
 from __future__ import annotations
@@ -24,20 +25,24 @@ from harness.metrics.paired import compared, incomparable
 from harness.statistics import AurocComponents, Floats, auroc_components, auroc_difference, auroc_interval
 
 CLEAN = "none"
+MNIST_C = "mnist-c"  # in the column `table`, which only some threats write
 
 
 def parts(rows: Rows) -> Iterator[tuple[str, NDArray[np.int64]]]:
     """The row numbers of every key, those of the means first, the clean images last."""
     names, severities = np.asarray(rows["corruption"]).astype(str), np.asarray(rows["severity"])
     standard, noise = np.isin(names, STANDARD), np.isin(names, NOISES)
-    found = [("", standard), ("without_noise", standard & ~noise)]
-    found += [(f"mean,{s}", standard & (severities == s)) for s in np.unique(severities[standard])]
+    corrupted, found = names != CLEAN, []
+    if MNIST_C in np.asarray(rows.get("table", ())):
+        found += [("all", corrupted)]
+    else:
+        found += [("", standard), ("without_noise", standard & ~noise)]
+        found += [(f"mean,{s}", standard & (severities == s)) for s in np.unique(severities[standard])]
+        found += [("all", corrupted)] * bool((corrupted & ~standard).any())
     held = set(names.tolist()) - {CLEAN}
     for name in (*(n for n in STANDARD if n in held), *sorted(held - set(STANDARD))):
         own = names == name
         found += [(name, own), *((f"{name},{s}", own & (severities == s)) for s in np.unique(severities[own]))]
-    extra = ~standard & (names != CLEAN)
-    found += [("with_extra", standard | extra)] * bool(extra.any())
     for key, mask in [*found, (CLEAN, names == CLEAN)]:
         if mask.any():
             yield key, np.flatnonzero(mask)

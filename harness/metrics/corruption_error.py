@@ -11,12 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.metrics.alexnet import ALEXNET_CLEAN_ERROR, ALEXNET_ERRORS, SEVERITIES, STANDARD
-from harness.metrics.base import CellRows, Estimate, Rows, Summary, finite_or_undefined, undefined
-from harness.metrics.corruption import CLEAN
+from harness.metrics.base import CellRows, Estimate, Rows, Summary, undefined
+from harness.metrics.corruption import CLEAN, MNIST_C
 from harness.metrics.options import ALEXNET, ReferenceOptions
 from harness.statistics import Floats, atom_interval, bootstrap, once, sampling_units
 
-_NOTHING_LOST = "the reference loses nothing under a corruption"
 _IMAGENET_CLASSES = 1000  # whichever plugin reads it: a folder, or arrays
 _IMAGENET_C = "imagenet-c"
 
@@ -39,14 +38,6 @@ class Errors:
         """Of these samples alone, all of them known."""
         place = np.searchsorted(self.ids, ids)
         return Errors(ids, self.corrupted[place], self.clean[place])
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Error rates: `corrupted` (B or 1, 15, 5) and `clean` (B or 1,)."""
-
-    corrupted: Floats
-    clean: Floats
 
 
 @dataclass(frozen=True)
@@ -75,9 +66,10 @@ class MeanCorruptionError:
         n = int(np.unique(cell.rows["sample_id"]).size)
         if reason := lacking(cell.rows):
             return undefined(n, reason)
-        if partner is cell:
-            return Estimate(1.0, 1.0, 1.0, n)
         own = errors_of(cell.rows)
+        if partner is cell:
+            free = self._without_loss(self._counted(own, once(n))[0])
+            return undefined(n, free) if free else Estimate(1.0, 1.0, 1.0, n)
         if partner is not None:
             if reason := lacking(partner.rows):
                 return undefined(n, f"the reference {self.reference}: {reason}")
@@ -92,7 +84,8 @@ class MeanCorruptionError:
             return undefined(
                 n,
                 f"AlexNet's published error rates are of ImageNet-C and its {_IMAGENET_CLASSES:,} classes, not of"
-                f" {cell.dataset} with {cell.classes}; name a model of the suite as [metrics.NAME] reference",
+                f" {cell.dataset} with {cell.classes}; give ImageNet photos all class names (class_names of npz), else"
+                " name a model of the suite as [metrics.NAME] reference",
             )
         tables = set(np.asarray(cell.rows["table"]).astype(str).tolist())
         if tables != {_IMAGENET_C}:
@@ -105,45 +98,79 @@ class MeanCorruptionError:
         if n < 2:
             return undefined(n, "fewer than two samples")
 
+        def reference(weights: NDArray[Any]) -> Floats:
+            return self._alexnet * n if other is None else self._counted(other, weights)
+
         def statistic(weights: NDArray[Any]) -> Floats:
-            reference = _ALEXNET if other is None else _rates(other, weights)
-            return self._of(_rates(own, weights), reference)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                return np.asarray((self._counted(own, weights) / reference(weights)).mean(axis=-1))
 
+        least = reference(once(n))[0]
+        if free := self._without_loss(least):
+            return undefined(n, free)
         value = float(statistic(once(n))[0])
-        if not np.isfinite(value):
-            return undefined(n, _NOTHING_LOST)
         result = bootstrap(statistic, sampling_units(own.ids), level)
-        low, high = float(result.low), float(result.high)
-        if np.isfinite(result.distribution).all() and np.ptp(result.distribution) < 1e-13:
-            reference = _ALEXNET if other is None else _rates(other, once(n))
-            worst = Rates(np.ones((1, len(STANDARD), len(SEVERITIES))), _rates(own, once(n)).clean)
-            top = float(self._of(worst, reference)[0])  # every corrupted image wrong
-            low, high = (top * share for share in atom_interval(value / top, n, level))
-        return finite_or_undefined(value, min(low, value), max(high, value), n, _NOTHING_LOST)
+        distribution, low, high = result.distribution, float(result.low), float(result.high)
+        defined = np.isfinite(distribution)
+        if defined.all() and np.ptp(distribution) < 1e-13:
+            low, high = self._of_one_value(value, least / n, n, level)
+        elif not defined.all():
+            # A resample without a ratio could lie anywhere, so it counts as beyond both bounds.
+            tail = int((1 - level) / 2 * (distribution.size - 1))
+            low = float(np.sort(np.where(defined, distribution, -np.inf))[tail])
+            high = float(np.sort(np.where(defined, distribution, np.inf))[-1 - tail])
+        return self._stated(value, min(low, value), max(high, value), n, 1 - float(defined.mean()))
 
-    def _of(self, own: Rates, reference: Rates) -> Floats:
-        """(B,), NaN or infinite where the reference has no errors to be relative to."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratios = self._summed(own) / self._summed(reference)
-        return np.asarray(ratios.mean(axis=-1))
+    def _stated(self, value: float, low: float, high: float, n: int, broken: float) -> Estimate:
+        """The estimate, where the reference loses nothing under a corruption in a share `broken` of resamples."""
+        if not broken:
+            return Estimate(value, low, high, n)
+        what = f"in {100 * broken:.1f} % of the resamples of the images the reference {self._loses_nothing}"
+        if np.isfinite([low, high]).all():
+            return Estimate(value, low, high, n, f"{what} a corruption; they count as beyond both bounds")
+        return undefined(n, f"{100 * value:.1f} % of these images, without an interval: {what} a corruption")
 
-    def _summed(self, rates: Rates) -> Floats:
-        """(B, 15) error rates summed over severities, less the clean one where relative."""
-        taken_off = rates.clean[:, None, None] if self.relative else 0.0
-        return np.asarray((rates.corrupted - taken_off).sum(axis=-1))
+    def _of_one_value(self, value: float, reference: Floats, n: int, level: float) -> tuple[float, float]:
+        """Bounds where every resample gives `value`: images not seen may be all wrong, or as good as can be.
 
+        Args:
+            reference: (15,) what the reference loses per image.
+        """
+        most = float((len(SEVERITIES) / np.abs(reference)).mean())
+        seen = 1 - atom_interval(0.0, n, level).high  # the least part of all images that those seen stand for
+        least = -most if self.relative else 0.0
+        return value - (1 - seen) * (value - least), value + (1 - seen) * (most - value)
 
-def _rates(errors: Errors, weights: NDArray[Any]) -> Rates:
-    share = weights / weights.sum(axis=-1, keepdims=True)
-    flat = share @ errors.corrupted.reshape(errors.ids.size, -1)
-    return Rates(flat.reshape(-1, len(STANDARD), len(SEVERITIES)), share @ errors.clean)
+    def _without_loss(self, reference: Floats) -> str:
+        """Why nothing is relative to these numbers (15,), or an empty string."""
+        names = [name for name, lost in zip(STANDARD, reference, strict=True) if lost == 0]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        return f"the reference {self._loses_nothing} {', '.join(names[:3])}{more}" if names else ""
 
+    @property
+    def _loses_nothing(self) -> str:
+        return "loses nothing, over all severities, under" if self.relative else "makes no errors under"
 
-_ALEXNET = Rates(np.array([list(ALEXNET_ERRORS.values())]), np.array([ALEXNET_CLEAN_ERROR]))
+    @property
+    def _alexnet(self) -> Floats:
+        """(1, 15): what `_counted` gives, per image."""
+        rates = np.array(list(ALEXNET_ERRORS.values()))[None]
+        return np.asarray((rates - (ALEXNET_CLEAN_ERROR if self.relative else 0.0)).sum(axis=-1))
+
+    def _counted(self, errors: Errors, weights: NDArray[Any]) -> Floats:
+        """(B, 15) errors summed over severities, less those on the clean images where relative.
+
+        Whole numbers: what is nothing is 0 exactly, and the models of a run have the same number of images.
+        """
+        wrong = (weights @ errors.corrupted.reshape(errors.ids.size, -1)).reshape(-1, len(STANDARD), len(SEVERITIES))
+        taken_off = (weights @ errors.clean)[:, None, None] if self.relative else 0.0
+        return np.asarray((wrong - taken_off).sum(axis=-1))
 
 
 def lacking(rows: Rows) -> str:
     """Why the rows do not make a mean corruption error, in a line; empty where they do."""
+    if MNIST_C in np.asarray(rows["table"]):
+        return "MNIST-C has other corruptions than those it is made of; corruption_accuracy[all] is their mean"
     counts = _counts(rows)
     n = max(counts.values(), default=0)
     absent = [name for name in STANDARD if not any(counts.get((name, s)) for s in SEVERITIES)]

@@ -200,6 +200,7 @@ CORRUPTION: tuple[MetricInfo, ...] = (
         source="Hendrycks & Dietterich 2019",
         metric="harness.metrics.corruption:CORRUPTION_ACCURACY",
         columns=(*_CORRUPTED, "correct"),
+        optional=("table",),
         direction="higher",
     ),
     MetricInfo(
@@ -208,6 +209,7 @@ CORRUPTION: tuple[MetricInfo, ...] = (
         source="Mackowiak et al. 2021, table 3",
         metric="harness.metrics.corruption:ENTROPY_RISE",
         columns=(*_CORRUPTED, "entropy"),
+        optional=("table",),
         direction="none",
         unit="nats",
     ),
@@ -217,7 +219,8 @@ CORRUPTION: tuple[MetricInfo, ...] = (
         source="Mackowiak et al. 2021, table 3; interval: Obuchowski 1997",
         metric="harness.metrics.corruption:CORRUPTION_AUROC",
         columns=(*_CORRUPTED, "ood_score"),
-        direction="higher",
+        optional=("table",),
+        direction="none",
     ),
     MetricInfo(
         name="corruption_bits_per_dim",
@@ -225,6 +228,7 @@ CORRUPTION: tuple[MetricInfo, ...] = (
         source="Zimmermann et al. 2021, figure 4",
         metric="harness.metrics.corruption:CORRUPTION_BITS_PER_DIM",
         columns=(*_CORRUPTED, "bits_per_dim"),
+        optional=("table",),
         direction="none",
         unit="bits/dim",
     ),

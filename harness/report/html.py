@@ -20,6 +20,7 @@ from harness.report import REPORT_FILE, explanations, plots, svg, tradeoff
 from harness.report import examples as pictures
 from harness.report.wording import (
     audit_state,
+    costs_last,
     failing_checks,
     heading,
     headline_metrics,
@@ -170,7 +171,7 @@ def _cell_view(cell: Mapping[str, Any]) -> dict[str, Any]:
     status = cell.get("status", "ok")
     metrics = cell.get("metrics") or {}
     first = headline_metrics(metrics)
-    rest = [name for name in metrics if name not in first]
+    rest = costs_last(name for name in metrics if name not in first)
     return {
         "model": cell.get("model", ""),
         "threat": cell.get("threat", ""),

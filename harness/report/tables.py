@@ -94,7 +94,7 @@ def results_view(results: Mapping[str, Any]) -> RenderableType:
     summaries = results.get("summaries") or []
     if summaries:
         parts += [Text(""), Text("over several cells", style="bold"), _summary_table(summaries)]
-        parts += [Text(f"  {line}", overflow="fold") for line in _undefined_summaries(summaries)]
+        parts += [Text(f"  {line}", overflow="fold") for line in _reasons_of_summaries(summaries)]
     note = "Accuracies, rates and AUROC in %; intervals in brackets."
     firsts = dict.fromkeys(str(cell["score"]) for cell in cells if cell.get("score"))
     if firsts:
@@ -125,12 +125,13 @@ def _reasons(cell: Mapping[str, Any], *, defined: bool) -> Iterator[tuple[str, s
             yield f"{heading(name)} of {cell['id']}", reason
 
 
-def _undefined_summaries(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Why numbers over several cells are undefined, each reason once."""
+def _reasons_of_summaries(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Why numbers over several cells are undefined, or what they leave out; each reason once."""
     reasons: dict[tuple[str, str], None] = {}
     for summary in summaries:
-        if summary.get("value") is None:
-            reasons[heading(summary["metric"]), visible(summary.get("reason") or "no reason given")] = None
+        reason = summary.get("reason") or ("no reason given" if summary.get("value") is None else "")
+        if reason:
+            reasons[heading(summary["metric"]), visible(reason)] = None
     return [f"{metric}: {reason}" for metric, reason in reasons]
 
 

@@ -7,10 +7,13 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+_FPR_OOD = "FPR (OoD) at 95 % TPR (ID)"  # whose images are positive differs between papers
 _HEADINGS = {
     "bits_per_dim": "bits/dim",
     "bitflip_bits_per_dim": "bits/dim at pi =",
-    "fpr_ood_at_95_tpr_id": "FPR@95TPR",
+    "fpr_ood_at_95_tpr_id": _FPR_OOD,
+    "fpr_ood_at_95_tpr_id_by_distance": f"{_FPR_OOD} by distance",
+    "fpr_id_at_95_tpr_ood": "FPR (ID) at 95 % TPR (OoD)",
 }
 _ACRONYMS = {"auroc": "AUROC", "aupr": "AUPR", "aurc": "AURC", "fid": "FID", "fpr": "FPR"}
 _PERCENT = re.compile(r"(^|_)(accuracy|rate|auroc|aupr|fpr|tpr|calibration_error|corruption_error)(_|$)")
@@ -23,8 +26,10 @@ _SECONDARY = re.compile(
     r"|aurc|cross_entropy|\w*calibration_error|overconfidence_error|corruption_(auroc|bits_per_dim)|entropy_rise"
     r"|bitflip_(auroc|accuracy_change|logit_change)|signed_\w+|interpolation_log_prob_\w+"
 )
+# What a number costs tells nothing about the model: after all others.
+_COST = re.compile(r"(forwards|backwards)_mean")
 # Of these only the variants named: a cell has a hundred others.
-_HEADLINE_VARIANTS = {"corruption_accuracy": ("", "without_noise", "with_extra", "none")}
+_HEADLINE_VARIANTS = {"corruption_accuracy": ("", "without_noise", "all", "none")}
 _SAYS_MORE_THAN_CLEAN = ("robust_accuracy", "auroc")
 _INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
@@ -98,14 +103,27 @@ def _is_secondary(base: str, variant: str) -> bool:
 
 
 def headline_metrics(names: Iterable[str]) -> list[str]:
-    """The metrics of a cell that a terminal table shows: those that no other one of the cell already tells."""
+    """The metrics of a cell that a terminal table shows: those that no other one of the cell already tells.
+
+    What they cost only where there is nothing else.
+    """
     names = list(names)
     attacked = any(split_metric(name)[0] in _SAYS_MORE_THAN_CLEAN for name in names)
     primary = [
         name for name in names if not _is_secondary(*split_metric(name)) and not (attacked and name == "clean_accuracy")
     ]
+    shown = primary or [name for name in names if not _is_cost(name)] or names
     # Then the means over sets, of each score, before the sets one by one.
-    return sorted(primary or names, key=lambda name: (name != "clean_accuracy", bool(re.search(r"\[(?!mean,)", name))))
+    return sorted(shown, key=lambda name: (name != "clean_accuracy", bool(re.search(r"\[(?!mean,)", name))))
+
+
+def _is_cost(name: str) -> bool:
+    return bool(_COST.fullmatch(split_metric(name)[0]))
+
+
+def costs_last(names: Iterable[str]) -> list[str]:
+    """Metrics in their order, but for what they cost, which comes last."""
+    return sorted(names, key=_is_cost)
 
 
 def failing_checks(cell: Mapping[str, Any]) -> list[str]:

@@ -8,7 +8,7 @@ from pydantic import field_validator
 
 from harness.errors import ThreatError
 from harness.models import bits_per_dim
-from harness.options import Options, option, problem
+from harness.options import Amount, Options, option, problem
 from harness.threats import Batch, Budget, Columns, ThreatContext
 from harness_bitflip.grey_levels import Grid, bits_of, flip_bit, from_levels, on_grid
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class BitFlipOptions(Options):
     """Options of `bitflip`."""
 
-    pi: tuple[float, ...] = option(
-        (0.0, 0.5, 1.0),
+    pi: tuple[Amount, ...] = option(
+        (Amount(0), Amount(0.5), Amount(1)),
         help="probabilities that a component's bit is flipped; 0, the clean image, is always among them",
     )
     bit: int = option(0, help="which bit of the grey level, 0 the least significant", ge=0)
@@ -33,16 +33,16 @@ class BitFlipOptions(Options):
 
     @field_validator("pi")
     @classmethod
-    def _probabilities(cls, pi: tuple[float, ...]) -> tuple[float, ...]:
+    def _probabilities(cls, pi: tuple[Amount, ...]) -> tuple[Amount, ...]:
         for value in pi:
             if not 0 <= value <= 1:
-                raise problem(f"{value:g} is no probability: it must be in [0, 1]")
+                raise problem(f"{value} is no probability: it must be in [0, 1]")
         twice = next((value for value in pi if pi.count(value) > 1), None)
         if twice is not None:
-            raise problem(f"{twice:g} is listed twice")
+            raise problem(f"{twice} is listed twice")
         if not any(pi):
             raise problem("no probability above 0 is given: nothing would be flipped")
-        return pi if 0 in pi else (0.0, *pi)
+        return pi if 0.0 in pi else (Amount(0), *pi)
 
 
 class BitFlip:
@@ -83,12 +83,12 @@ class BitFlip:
         for pi in self.options.pi:
             flipped = flip_bit(grid.level, self.options.bit, chance < pi, self.levels)
             images = torch.where(flipped.made, from_levels(flipped.level, self.levels), clean)
-            answers = first if pi == 0 else self._answers(model, batch, images)
+            answers = first if pi == 0.0 else self._answers(model, batch, images)
             parts.append(
                 {
                     "sample_id": batch.ids,
                     "label": batch.y,
-                    "pi": torch.full_like(batch.ids, pi, dtype=torch.float64),
+                    "pi": torch.full_like(batch.ids, float(pi), dtype=torch.float64),
                     "bit": torch.full_like(batch.ids, self.options.bit),
                     "flipped": flipped.made.flatten(1).sum(dim=1),
                     "not_made": flipped.not_made.flatten(1).sum(dim=1),

@@ -28,6 +28,13 @@ if TYPE_CHECKING:
 Pixels = NDArray[np.uint8]
 _IMAGES = {".jpeg", ".jpg", ".png"}
 _SPREAD = 64
+_CLEAN = "identity"
+"""The folder of MNIST-C that holds the clean images, no corruption."""
+_MNIST_C = (
+    *("shot_noise", "impulse_noise", "glass_blur", "motion_blur", "shear", "scale", "rotate", "brightness"),
+    *("translate", "stripe", "fog", "spatter", "dotted_line", "zigzag", "canny_edges"),
+)
+"""Its 15 corruptions (Mu & Gilmer 2019, section 3)."""
 
 
 class ReadyMadeOptions(Options):
@@ -89,8 +96,8 @@ class ReadyMadeCorruptions:
     Columns, for every sample one row with corruption "none" and severity 0, its clean image, and one for every set:
         those of `harness_corruptions.rows.rows_of`.
         table: which benchmark's layout the files have: "cifar10-c", "imagenet-c" or "mnist-c".
-        left_out: which of the 15 standard corruptions the folder does not hold; "" where none, or where the suite lists
-            corruptions. A mean over corruptions is mCE only where this is empty.
+        left_out: which of the 15 standard corruptions, or of the 15 of MNIST-C, the folder does not hold; "" where
+            none, or where the suite lists corruptions. A mean over corruptions is mCE only where this is empty.
     """
 
     budget: Budget | None = None
@@ -126,8 +133,9 @@ def build(options: ReadyMadeOptions, context: ThreatContext) -> ReadyMadeCorrupt
     if not folder.is_dir():
         raise MissingDataError(f"{folder} does not exist; the option folder names that of the corrupted set")
     found = _found(folder, options, context.data)
-    missing = {*GROUPS} - {one.corruption for one in found.sets} if options.corruptions is None else set()
-    names = ", ".join(name for name in GROUPS if name in missing)
+    whole: tuple[str, ...] = _MNIST_C if found.table == "mnist-c" else tuple(GROUPS)
+    held = {one.corruption for one in found.sets}
+    names = ", ".join(name for name in whole if name not in held) if options.corruptions is None else ""
     return ReadyMadeCorruptions(found, f"not in {folder.name}: {names}" if names else "", context.data.levels)
 
 
@@ -166,10 +174,15 @@ def _cifar_c(folder: Path, options: ReadyMadeOptions) -> Found:
 
 
 def _mnist_c(folder: Path, options: ReadyMadeOptions) -> Found:
-    """A folder for each corruption, all of one severity."""
+    """A folder for each corruption, all of one severity; beside them one of the clean images."""
     if options.severities not in (None, (1,)):
         raise HarnessError(f"{folder}: has one severity, called 1; leave out the option severities")
     there = [path.parent.name for path in sorted(folder.glob("*/test_images.npy"))]
+    if _CLEAN in (options.corruptions or ()):
+        raise HarnessError(
+            f"{folder / _CLEAN}: holds the clean images, which the rows hold anyway, as corruption 'none'; leave it out"
+        )
+    there = [name for name in there if name != _CLEAN]
     sets, files = [], []
     for name in _chosen(folder, options, there, "{}/test_images.npy"):
         path = folder / name / "test_images.npy"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
 
-from pydantic import ValidationInfo, field_validator
+from pydantic import AfterValidator, ValidationInfo, field_validator
 
 from harness.errors import ModelError, ThreatError, did_you_mean
 from harness.options import Options, option, problem
+from harness.suite_datasets import DatasetTables
 from harness.threats import Batch, Budget, Columns, ThreatContext
 from harness_ood.other_data import OtherData, Resize, open_other
 from harness_ood.partners import Partners, partners_of
@@ -40,6 +41,15 @@ SetName = Literal[
 IN = "in"
 
 
+def _named(table: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(table.get("name"), str):
+        raise problem("every data set needs a name, such as { name = 'mnist', split = 'test' }")
+    return table
+
+
+_Named = Annotated[dict[str, Any], AfterValidator(_named)]
+
+
 class OODOptions(Options):
     """Options of `ood`."""
 
@@ -49,7 +59,7 @@ class OODOptions(Options):
         ' "blobs"; the data changed: "interpolated" (the mean of two images), "rotated", "flipped" (upside down),'
         ' "contrast" (0.3 of it), "blurred", "permuted" (pixels)',
     )
-    datasets: tuple[dict[str, Any], ...] = option(
+    datasets: Annotated[tuple[_Named, ...], DatasetTables(("set",))] = option(
         (),
         help='other data sets, written like dataset, with a key set to call it by: { name = "npz", set = "SVHN" }',
     )
@@ -82,8 +92,6 @@ class OODOptions(Options):
             raise problem("no set is named, here or in sets: there is nothing to tell the data from")
         names = [IN, *get_args(SetName)]
         for table in tables:
-            if not isinstance(table.get("name"), str):
-                raise problem("every data set needs a name, such as { name = 'mnist', split = 'test' }")
             if not isinstance(table.get("set", ""), str):
                 raise problem(f"the key set of data set '{table['name']}' is no text")
             name = table.get("set", table["name"])
@@ -95,7 +103,9 @@ class OODOptions(Options):
     @field_validator("near", "far")
     @classmethod
     def _among_the_sets(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        known = {*info.data.get("sets", ()), *(t.get("set", t.get("name")) for t in info.data.get("datasets", ()))}
+        if not {"sets", "datasets"} <= info.data.keys():
+            return names  # those are wrong themselves: nobody knows the sets
+        known = {*info.data["sets"], *(t.get("set", t["name"]) for t in info.data["datasets"])}
         for name in names:
             if name not in known:
                 raise problem(f"'{name}' is none of the sets{did_you_mean(name, map(str, known))}")

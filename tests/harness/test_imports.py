@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "gate_options",
         "option_problems",
         "standard_probes",
+        "suite_datasets",
         "suite_overrides",
     ),
     ("hookspecs", "standard_probes", "training", "explanations"),
@@ -57,6 +58,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("report",),
     ("testing",),
     ("cli",),
+    ("__main__",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FILES = sorted((ROOT / "harness").rglob("*.py"))

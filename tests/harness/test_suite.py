@@ -156,6 +156,13 @@ def test_an_unknown_key_is_refused_at_every_level(text: str, expected: str, toys
          " not 'x'"),
         (HEAD + '[[threats]]\nplugin = "pgd"\neps = "8/0"',
          "threats[0] (pgd) eps: '8/0' is not a number or a fraction such as \"8/255\""),
+        (HEAD + '[[threats]]\nplugin = "corruptions"\nseverities = 3',
+         "threats[0] (corruptions) severities: expected a list, such as [3], not 3"),
+        (HEAD + '[[threats]]\nplugin = "bitflip"\npi = "1/2"',
+         "threats[0] (bitflip) pi: expected a list, such as ['1/2'], not '1/2'"),
+        (HEAD + '[[threats]]\nplugin = "bitflip"\npi = ["1/x"]',
+         "threats[0] (bitflip) pi[0]: '1/x' is not a number or a fraction such as \"8/255\""),
+        (HEAD + 'factory_args = 3\n' + CLEAN, "models.a (torch) factory_args: expected a table, not 3"),
         (HEAD + '[[threats]]\nplugin = "pgd"\neps = true',
          "threats[0] (pgd) eps: True is not a number or a fraction such as \"8/255\""),
         (HEAD + '[[threats]]\nplugin = "pgd"\neps = 0.1\nnorm = "l-inf"',
@@ -210,7 +217,33 @@ def test_a_choice_between_types_is_one_problem(toys: Host) -> None:
     text = HEAD.replace('"digits"', '{ name = "imagefolder", path = "x", resize = "big" }') + CLEAN
     (line,) = problems(text, toys)
     assert line.startswith("suite.dataset (imagefolder) resize: Input should be a valid integer")
-    assert "; or Input should be a valid tuple" in line
+    assert "; or expected a list, such as ['big'], not 'big'" in line
+
+
+def test_data_sets_that_a_threat_names_are_checked_like_the_suites_own(toys: Host) -> None:
+    ood = """[[threats]]
+        plugin = "ood"
+        sets = ["unifrm"]
+        near = ["uniform"]
+        datasets = [
+            { name = "digits", splt = "x", limt = 1, sett = "a" },
+            { name = "digts" },
+            "digits",
+            { split = "test" },
+            { name = "digits", split = "train", set = "fine", limit = 3 },
+        ]
+        """
+    example = 'expected a table with a name, such as { name = "digits", split = "test" }, not'
+    first, *others = problems(HEAD + ood, toys)
+    assert first.startswith("threats[0] (ood) sets[0]: Input should be 'uniform', ")
+    assert others == [
+        "threats[0] (ood) datasets[0] (digits) splt: unknown key; did you mean 'split'?",
+        "threats[0] (ood) datasets[0] (digits) limt: unknown key; did you mean 'limit'?",
+        "threats[0] (ood) datasets[0] (digits) sett: unknown key; did you mean 'set'?",
+        "threats[0] (ood) datasets[1] name: 'digts' is not a dataset; did you mean 'digits'? (see `harness plugins`)",
+        f"threats[0] (ood) datasets[2]: {example} 'digits'",
+        f"threats[0] (ood) datasets[3]: {example} {{'split': 'test'}}",
+    ]
 
 
 def test_missing_tables_are_all_named(toys: Host) -> None:

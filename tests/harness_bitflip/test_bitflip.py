@@ -367,3 +367,9 @@ def test_a_run_of_a_suite(tmp_path: Path) -> None:
     harness.run(tmp_path / "lsb.toml", host=host, out=tmp_path / "run", workers=1)
     (cell,) = json.loads((tmp_path / "run" / "results.json").read_text())["cells"]
     assert (cell["status"], cell["id"]) == ("ok", "mine/bitflip/digits")
+
+
+def test_a_probability_may_be_a_fraction() -> None:
+    options = BitFlipOptions.model_validate({"pi": ["1/2", 1]})
+    assert options.pi == (0, 0.5, 1)
+    assert options.model_dump(mode="json")["pi"] == ["0", "1/2", "1"]

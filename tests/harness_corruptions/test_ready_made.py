@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def cifar_c(tmp_path: Path) -> Path:
 @pytest.fixture
 def mnist_c(tmp_path: Path) -> Path:
     folder = tmp_path / "mnist_c"
-    for seed, name in enumerate(("fog", "identity")):
+    for seed, name in enumerate(("fog", "zigzag", "identity")):
         (folder / name).mkdir(parents=True)
         for split in ("test", "train"):
             np.save(folder / name / f"{split}_images.npy", pixels(seed, channels=1))
@@ -124,13 +125,29 @@ def test_a_sample_meets_its_own_image_whatever_the_batch(cifar_c: Path) -> None:
 def test_mnist_c_has_one_severity(mnist_c: Path) -> None:
     one = threat(mnist_c, facts(1))
     columns = rows(one, pixels(99, channels=1))
-    assert columns["corruption"] == ["none"] * N + ["fog"] * N + ["identity"] * N
+    assert columns["corruption"] == ["none"] * N + ["fog"] * N + ["zigzag"] * N
     assert columns["severity"].tolist() == [0] * N + [1] * 2 * N
     assert columns["group"] == ["none"] * N + ["weather"] * N + ["extra"] * N
     np.testing.assert_allclose(columns["mean"][N : 2 * N], pixels(0, channels=1).mean(axis=(1, 2, 3)) / 255, rtol=1e-5)
     assert mnist_c / "fog" / "test_labels.npy" in one.files
     with pytest.raises(HarnessError, match="has one severity, called 1"):
         threat(mnist_c, facts(1), severities=[1, 2])
+
+
+def test_the_clean_images_of_mnist_c_are_no_corruption(mnist_c: Path) -> None:
+    with pytest.raises(HarnessError, match="identity: holds the clean images, which the rows hold anyway, as"):
+        threat(mnist_c, facts(1), corruptions=["fog", "identity"])
+    (left_out,) = set(rows(threat(mnist_c, facts(1)), pixels(99, channels=1))["left_out"])
+    assert left_out.startswith("not in mnist_c: shot_noise, impulse_noise, glass_blur, motion_blur, shear, scale, ")
+
+
+def test_a_whole_mnist_c_leaves_nothing_out(mnist_c: Path) -> None:
+    names = "shot_noise impulse_noise glass_blur motion_blur shear scale rotate brightness translate stripe spatter"
+    for name in (*names.split(), "dotted_line", "canny_edges"):
+        shutil.copytree(mnist_c / "fog", mnist_c / name)
+    columns = rows(threat(mnist_c, facts(1)), pixels(99, channels=1))
+    assert set(columns["left_out"]) == {""}
+    assert len(set(columns["corruption"])) == 16
 
 
 def test_grey_images_need_no_axis_for_their_channel(tmp_path: Path) -> None:

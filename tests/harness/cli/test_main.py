@@ -113,3 +113,8 @@ def test_the_installed_script_is_the_program() -> None:
         pytest.skip("the harness is not installed beside this Python")
     done = subprocess.run([str(script), "rum"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (4, 1)
+
+
+def test_python_m_harness_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "harness", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("harness, version ")

@@ -51,12 +51,12 @@ def pick(rows, key):
 def test_keys():
     rows = rows_of(["fog", "gaussian_noise", "speckle_noise"], (1, 3))
     assert [key for key, _ in parts(rows)] == [
-        *("", "without_noise", "mean,1", "mean,3"),
+        *("", "without_noise", "mean,1", "mean,3", "all"),
         *("gaussian_noise", "gaussian_noise,1", "gaussian_noise,3", "fog", "fog,1", "fog,3"),
-        *("speckle_noise", "speckle_noise,1", "speckle_noise,3", "with_extra", "none"),
+        *("speckle_noise", "speckle_noise,1", "speckle_noise,3", "none"),
     ]
     only_extra = rows_of(["spatter"], (2,))
-    assert [key for key, _ in parts(only_extra)] == ["spatter", "spatter,2", "with_extra", "none"]
+    assert [key for key, _ in parts(only_extra)] == ["all", "spatter", "spatter,2", "none"]
 
 
 def test_accuracy_entropy_and_likelihood_by_hand():
@@ -235,9 +235,15 @@ def test_what_is_missing_is_named():
         assert both.reason.startswith("the reference ref: needs every sample")
 
 
+def test_mnist_c_has_none():
+    rows = dict(HALF, table=np.repeat("mnist-c", len(HALF["correct"])).astype(object))
+    assert value(mean_corruption_error, [cell("m", rows)])["m"].estimate.reason.startswith("MNIST-C has other corr")
+
+
 def test_alexnet_is_no_reference_for_other_data():
     estimate = value(mean_corruption_error, [cell("m", HALF, "cifar10", classes=10)])["m"].estimate
-    assert "are of ImageNet-C and its 1,000 classes, not of cifar10 with 10; name a model" in estimate.reason
+    assert "are of ImageNet-C and its 1,000 classes, not of cifar10 with 10; give" in estimate.reason
+    assert "(class_names of npz), else name a model of the suite" in estimate.reason
     assert value(mean_corruption_error, [cell("m", HALF, "npz")])["m"].estimate.value is not None
     estimate = value(mean_corruption_error, [cell("m", HALF), cell("b", HALF)], "gone")["m"].estimate
     assert estimate.reason == "no model 'gone' ran these corruptions on these data; b, m did"
@@ -257,7 +263,66 @@ def test_a_model_that_is_never_wrong_is_not_certain():
     assert found.value == found.low == 0
     assert 0.003 < found.high < 0.01
     nothing = value(mean_corruption_error, [cell("m", HALF), cell("ref", never)], "ref")["m"].estimate
-    assert nothing.reason == "the reference loses nothing under a corruption"
+    assert nothing.reason == (
+        "the reference makes no errors under gaussian_noise, shot_noise, impulse_noise and 12 more"
+    )
+    itself = value(mean_corruption_error, [cell("ref", never)], "ref")["ref"].estimate
+    assert (itself.value, itself.reason) == (None, nothing.reason)
+
+
+def test_a_model_that_is_always_wrong_leaves_the_others_their_numbers():
+    always = dict(HALF, correct=np.zeros(len(HALF["correct"]), bool))
+    found = value(relative_mean_corruption_error, [cell("always", always), cell("half", HALF)])
+    alone = value(relative_mean_corruption_error, [cell("half", HALF)])
+    assert found["half"].estimate == alone["half"].estimate
+    assert found["half"].estimate.value is not None
+    # A corruption adds nothing to it; that is known of 1,000 images, not of all.
+    estimate = found["always"].estimate
+    assert estimate.value == 0
+    assert estimate.low < 0 < estimate.high
+    assert estimate.high == pytest.approx(-estimate.low)
+    assert 0.01 < estimate.high < 0.1
+
+
+def losing(per_corruption, n=200, clean=0):
+    """Rows of a model that is right on all images but the first `clean`, and in fog on `per_corruption` fewer."""
+    rows = wrong_rows(dict.fromkeys(STANDARD, (0.5,) * 5), 0, n)
+    ids, fog, unharmed = rows["sample_id"], rows["corruption"] == "fog", rows["corruption"] == "none"
+    rows["correct"] = np.where(unharmed, ids >= clean, rows["correct"])
+    rows["correct"] = np.where(fog, ids >= clean + per_corruption, rows["correct"])
+    return rows
+
+
+@pytest.mark.parametrize("factory", [mean_corruption_error, relative_mean_corruption_error])
+def test_a_reference_without_loss_in_some_resamples_is_said(factory):
+    cells = [cell("m", losing(40)), cell("ref", losing(1))]
+    estimate = value(factory, cells, "ref")["m"].estimate
+    assert (estimate.value, estimate.low, estimate.high) == (None, None, None)
+    # One image of 200 is in no resample with probability 0.995^200 = 0.37; fog then counts 40, the others 1.
+    ratio = 100 * (40 + 14) / 15
+    assert estimate.reason.startswith(f"{ratio:.1f} % of these images, without an interval: in 3")
+    what = "makes no errors under" if factory is mean_corruption_error else "loses nothing, over all severities, under"
+    assert f"% of the resamples of the images the reference {what} a corruption" in estimate.reason
+
+
+def test_a_reference_without_loss_in_few_resamples_keeps_its_bounds():
+    cells = [cell("m", losing(40)), cell("ref", losing(5))]  # e^-5 = 0.7 % of resamples, less than a tail
+    estimate = value(mean_corruption_error, cells, "ref")["m"].estimate
+    assert estimate.value == pytest.approx((8 + 14) / 15)
+    assert 1 < estimate.low < estimate.value < estimate.high < 10
+    assert "they count as beyond both bounds" in estimate.reason
+    whole = value(mean_corruption_error, [cell("m", losing(40)), cell("ref", losing(20))], "ref")["m"].estimate
+    assert whole.reason == ""
+
+
+def test_a_loss_of_nothing_is_nothing_whatever_the_rates():
+    # 3 of 30 images wrong everywhere: as float rates 0.1 * 5 - 5 * 0.1 is not 0.
+    reference = losing(0, n=30, clean=3)
+    cells = [cell("m", losing(2, n=30, clean=7)), cell("ref", reference)]
+    found = value(relative_mean_corruption_error, cells, "ref")
+    for name in ("m", "ref"):
+        assert found[name].estimate.value is None
+        assert found[name].estimate.reason == "the reference loses nothing, over all severities, under fog"
 
 
 def test_intervals_cover():
@@ -299,6 +364,18 @@ def test_a_mean_over_some_of_the_standard_corruptions_says_so():
     found = CORRUPTION_ACCURACY.estimate(rows_of(["fog", "snow", "spatter"], (1, 3)), 0.95)
     assert found[""].value is not None
     assert found[""].reason.startswith("a mean over 2 of the 15 standard corruptions, without gaussian_noise, ")
-    assert found["fog"].reason == found["with_extra"].reason == ""
+    assert found["fog"].reason == found["all"].reason == ""
     whole = CORRUPTION_ACCURACY.estimate(wrong_rows(ALEXNET_ERRORS, ALEXNET_CLEAN_ERROR, n=50), 0.95)
     assert whole[""].reason == ""
+
+
+def test_mnist_c_has_a_mean_over_its_own_corruptions():
+    rows = rows_of(["fog", "zigzag", "shot_noise"], (1,))
+    rows["table"] = np.repeat("mnist-c", len(rows["severity"])).astype(object)
+    found = CORRUPTION_ACCURACY.estimate(rows, 0.95)
+    assert list(found) == ["all", "shot_noise", "shot_noise,1", "fog", "fog,1", "zigzag", "zigzag,1", "none"]
+    assert found["all"].value == pytest.approx(np.mean(rows["correct"][rows["corruption"] != "none"]))
+    assert found["all"].reason == ""
+    # Of files in another layout the mean is over the standard ones.
+    other = dict(rows, table=np.repeat("cifar10-c", len(rows["severity"])).astype(object))
+    assert list(CORRUPTION_ACCURACY.estimate(other, 0.95))[:2] == ["", "without_noise"]

@@ -99,7 +99,7 @@ def test_names_are_those_of_the_design():
         "aurc": "lower",
         "corruption_accuracy": "higher",
         "entropy_rise": "none",
-        "corruption_auroc": "higher",
+        "corruption_auroc": "none",
         "corruption_bits_per_dim": "none",
         "mean_corruption_error": "lower",
         "relative_mean_corruption_error": "lower",

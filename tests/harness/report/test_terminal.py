@@ -315,6 +315,14 @@ def test_why_a_summary_is_undefined_is_told_once() -> None:
     assert text.count("mean corruption error: frost was left out") == 1
 
 
+def test_what_a_summary_leaves_out_is_told() -> None:
+    partly = {"metric": "mean_corruption_error", "subject": "a", "cells": ["a"], **estimate(0.5, 0.4, 0.6)}
+    text = finish(cell("a/c/d"), summaries=[{**partly, "reason": "in 0.9 % of the resamples"}])
+    assert "50.0 [40.0, 60.0]" in text
+    assert "mean corruption error: in 0.9 % of the resamples" in text
+    assert "mean corruption error:" not in finish(cell("a/c/d"), summaries=[partly])
+
+
 def printed(*cells: dict[str, Any]) -> str:
     out = io.StringIO()
     print_results(Console(file=out, width=160, color_system=None), {"cells": list(cells), "summaries": []})

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.report.wording import audit_state, heading, headline_metrics, interval, is_percentage, visible
+from harness.report.wording import audit_state, costs_last, heading, headline_metrics, interval, is_percentage, visible
 
 TRICKY = st.text(alphabet=st.sampled_from("a[/]\n\t\r\x00\x1b\x9b\u202e\u2066\u200b\u2028\ufeff\ud800é文"), max_size=40)
 
@@ -34,7 +34,9 @@ def test_visible_text_spells_out_what_it_cannot_show() -> None:
         ("clean_accuracy", "clean accuracy"),
         ("auroc[uniform]", "AUROC uniform"),
         ("aupr_in", "AUPR in"),
-        ("fpr_ood_at_95_tpr_id[constant]", "FPR@95TPR constant"),
+        ("fpr_ood_at_95_tpr_id[constant]", "FPR (OoD) at 95 % TPR (ID) constant"),
+        ("fpr_ood_at_95_tpr_id_by_distance[near]", "FPR (OoD) at 95 % TPR (ID) by distance near"),
+        ("fpr_id_at_95_tpr_ood", "FPR (ID) at 95 % TPR (OoD)"),
         ("bits_per_dim", "bits/dim"),
     ],
 )
@@ -73,8 +75,18 @@ def test_headline_metrics_leave_out_what_another_one_says() -> None:
     assert headline_metrics(["bits_per_dim", "clean_accuracy"]) == ["clean_accuracy", "bits_per_dim"]
     assert headline_metrics(["aupr_in", "auroc", "auroc[a]", "fpr_ood_at_95_tpr_id"]) == ["auroc", "auroc[a]"]
     assert headline_metrics(["linf_median", "l2_median"]) == ["linf_median", "l2_median"]
+    corrupted = [f"corruption_accuracy[{key}]" for key in ("all", "fog", "fog,1", "none")]
+    assert headline_metrics(corrupted) == [corrupted[0], corrupted[3]]
     assert headline_metrics(["my_own_metric"]) == ["my_own_metric"]
     assert headline_metrics([]) == []
+
+
+def test_costs_come_last() -> None:
+    density = ["backwards_mean", "forwards_mean", "interpolation_log_prob_mean[0]", "interpolation_log_prob_sd[0]"]
+    assert headline_metrics(density) == density[2:]
+    assert headline_metrics(density[:2]) == density[:2]
+    assert costs_last(density) == [*density[2:], *density[:2]]
+    assert headline_metrics(["backwards_mean", "bits_per_dim"]) == ["bits_per_dim"]
 
 
 @pytest.mark.parametrize(
