@@ -110,12 +110,16 @@ def verdict(low: float, high: float, expect: Expectation, within: float) -> Verd
 def row(run: Run, finding: Finding, metrics: Any) -> str:
     """One line of the table."""
     found = difference(run, finding, metrics)
+    cells = f"{_named(finding.first)} less {_named(finding.second)}"
     if found.value is None or found.low is None or found.high is None or found.spread is None:
-        raise HarnessError(f"{finding.metric}: {found.reason}")
+        reason = found.reason.replace("baseline:", f"{_named(finding.second)}:").replace(
+            "candidate:", f"{_named(finding.first)}:"
+        )
+        measured = f"`{finding.metric}`, {cells}"
+        return f"| {finding.claim} | {measured} | undefined: {reason} | | {found.n} | **undecided** | {finding.paper} |"
     scale, unit = (100, " points") if is_percentage(finding.metric) else (1, "")
     effect, low, high = (f"{scale * v:+.3g}" for v in (found.value, found.low, found.high))
     least = f"{scale * detectable_effect(found.spread, found.n, ALPHA):.2g}"
-    cells = f"{_named(finding.first)} less {_named(finding.second)}"
     said = verdict(found.low, found.high, finding.expect, finding.within)
     return (
         f"| {finding.claim} | `{finding.metric}`, {cells} | {effect}{unit} [{low}, {high}] | {least}{unit}"
