@@ -136,16 +136,17 @@ def main() -> None:
     parser.add_argument("findings", type=Path, help="TOML file with [[finding]] tables")
     parser.add_argument("runs", type=Path, help="folder of the runs, each named as the last part of its suite's name")
     arguments = parser.parse_args()
-    findings = [Finding.model_validate(table) for table in tomllib.loads(arguments.findings.read_text())["finding"]]
     metrics = load_host().metrics
-    runs = {name: load_run(arguments.runs / Path(name).name) for name in dict.fromkeys(f.suite for f in findings)}
     print("| finding | measured | effect, 95 % interval | detectable | n | verdict | the paper |")
     print("|---|---|---|---|---|---|---|")
-    for finding in findings:
-        try:
+    try:
+        tables = tomllib.loads(arguments.findings.read_text())["finding"]
+        findings = [Finding.model_validate(table) for table in tables]
+        runs = {name: load_run(arguments.runs / Path(name).name) for name in dict.fromkeys(f.suite for f in findings)}
+        for finding in findings:
             print(row(runs[finding.suite], finding, metrics), flush=True)
-        except HarnessError as error:
-            sys.exit(f"{finding.claim}: {error}")
+    except (HarnessError, OSError, KeyError, ValueError) as error:
+        sys.exit(f"{arguments.findings}: {error}")
 
 
 if __name__ == "__main__":

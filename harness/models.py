@@ -223,7 +223,10 @@ class ModelView:
 
     def sample(self, y: Tensor, draws: Draws) -> Tensor:
         """(B, C, H, W) in [0, 1]: one image of each class in `y`, from the streams of `draws`."""
-        images: Tensor = self._model.sample(self._asked_for(y), draws=draws)
+        wanted = self._asked_for(y)
+        if bool(((wanted < 0) | (wanted >= self._outputs)).any()):
+            raise ThreatError(f"sample() was asked for a class outside 0 to {self._outputs - 1}")
+        images: Tensor = self._model.sample(wanted, draws=draws)
         return images
 
     def heatmap(self, x: Tensor, y: Tensor, draws: Draws | None = None) -> Tensor:

@@ -145,7 +145,7 @@ def run_job(
     device = _device(device)
     entry = ModelEntry(job.info.name, job.info, job.options, job.model_table)
     built = build_model(entry, data.facts, device, Path.cwd())
-    header = _header(job, data.facts, data.digest(), len(data), seed)
+    header = _header(job, data.facts, data.digest(), len(data), seed) | _started_from(built.model)
     with _progress(f"fit {job.info.name}") as progress:
         session = FitSession(out, header, seed, progress, resume=not fresh, device=device)
         if not fresh and _finished(session, out):
@@ -194,6 +194,14 @@ def _header(job: Job, facts: Any, digest: str, samples: int, seed: int) -> dict[
         "shape": list(facts.shape),
         "classes": list(facts.class_names),
     }
+
+
+def _started_from(model: Any) -> dict[str, Any]:
+    """Digests of the files that training starts from: the path in the options may hold other weights tomorrow."""
+    from harness.checkpoints import file_digest
+
+    files = {Path(path).name: file_digest(Path(path)) for path in getattr(model, "files", ())}
+    return {"started_from": files} if files else {}
 
 
 def _device(name: str) -> str:

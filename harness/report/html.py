@@ -233,7 +233,7 @@ def _figures(cells: Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[_Figure
 def _figure(title: str, dataset: str, params: list[tuple[str, Any]], models: Sequence[str], drawing: str) -> _Figure:
     from markupsafe import Markup
 
-    legend = [(i % svg.COLOURS, svg.MARKERS[i % len(svg.MARKERS)], model) for i, model in enumerate(models)]
+    legend = [(i % svg.COLOURS, svg.MARKERS[svg.marker_of(i)], model) for i, model in enumerate(models)]
     return _Figure(title, dataset, params, legend, Markup(drawing))
 
 

@@ -39,9 +39,14 @@ def draw(plot: Callable[[Axes], None], identity: str, label: str) -> tuple[str, 
     return _embed(out.getvalue(), identity, label)
 
 
+def marker_of(index: int) -> int:
+    """Which of `MARKERS` model number `index` has: another one when the colours begin again."""
+    return (index + index // COLOURS) % len(MARKERS)
+
+
 def style_of(index: int) -> tuple[str, str]:
     """Colour and marker, as matplotlib takes them, of the curve or point of one model."""
-    return f"#0303{index % COLOURS + 16:02x}", _MARKERS[index % len(_MARKERS)]
+    return f"#0303{index % COLOURS + 16:02x}", _MARKERS[marker_of(index)]
 
 
 def finish(axes: Axes, x: str, y: str) -> None:

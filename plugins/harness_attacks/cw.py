@@ -389,7 +389,8 @@ def _gradient(model: ModelView, asked: Asked, kept: Kept, runs: Runs, pull: Tens
     gradient = kept.checked(asked.goal_gradient, runs.rows)
     gradient = gradient * pull.to(gradient.dtype)[:, None, None, None]
     if slope is not None and asked.log_prob_gradient is not None:
-        gradient += asked.log_prob_gradient * slope.to(gradient.dtype)[:, None, None, None]
+        push = asked.log_prob_gradient * slope.to(gradient.dtype)[:, None, None, None]
+        gradient += push.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)  # or Adam would never forget it
     return gradient
 
 

@@ -44,7 +44,10 @@ class Source:
     @property
     def files(self) -> tuple[Path, ...]:
         """The files it is made from, for the model's digest."""
-        return (self.weights,) if self.weights is not None else ()
+        if self.weights is None:
+            return ()
+        configuration = self.weights.with_name("config.json")  # beside weights in diffusers' format
+        return (self.weights, configuration) if configuration.is_file() else (self.weights,)
 
     def make(self, seed: int = 0) -> Denoiser:
         """A new denoiser on the CPU, in eval mode: initial weights from `seed`, then filled from the files.
@@ -85,6 +88,11 @@ def find_source(options: DenoiserOptions, context: ModelContext, builtin: Path =
         raise ModelError(
             f"checkpoint {weights} is for images of shape {tuple(blueprint.shape)}, those of '{facts.name}' are"
             f" {tuple(facts.shape)}"
+        )
+    if blueprint.levels != facts.levels:
+        raise ModelError(
+            f"checkpoint {weights} is of images of {blueprint.levels} grey levels, those of '{facts.name}' have"
+            f" {facts.levels}"
         )
     if blueprint.conditional and blueprint.num_classes < facts.num_classes:
         raise ModelError(

@@ -42,6 +42,11 @@ def build_from(options: IBINNOptions, context: ModelContext, seed: int = 0) -> I
         model.files = (path,)
         model.class_names = tuple(header.get("classes", ()))
         _fill(model, tensors, path)
+        if int(model.levels) != context.data.levels:
+            raise ModelError(
+                f"model '{context.name}': checkpoint {path} is of images of {int(model.levels)} grey levels, those of"
+                f" '{context.data.name}' have {context.data.levels}"
+            )
     return model.eval()
 
 

@@ -266,7 +266,9 @@ def check_shape(shape: tuple[int, ...], layout: Layout, crops: Crops | None, nam
     if fits:
         return
     larger = len(shape) == 3 and shape[0] == wanted[0] and shape[1] >= wanted[1] and shape[2] >= wanted[2]
-    advice = 'set crops = "centre" or "ten"' if larger else "choose another layout, or images of that size"
+    advice = "choose another layout" + (
+        ', or judge a part of each: crops = "centre" or "ten"' if larger else ", or images of that size"
+    )
     raise ModelError(
         f"model '{name}': layout {layout.name} takes images of {_size(wanted)}, these are {_size(shape)}; {advice}"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from harness_ib_inn.similarity import confidence_density, expected_confidence, m
 from harness_ib_inn.spread import accuracy_by_components, components, mean_spread
 
 if TYPE_CHECKING:
-    from harness.datasets import DatasetSlice
+    from harness.datasets import DatasetSlice, Ints
     from harness_ib_inn.model import IBINN
 
 _IMAGES = 1000
@@ -33,8 +34,8 @@ _NAMED = 30  # classes whose names still fit beside a matrix
 
 def pictures_of_model(model: IBINN, data: DatasetSlice) -> Iterator[Picture]:
     """Similarity of the classes, spread of the means, receptive field; the decision space, where it is a plane."""
-    ids = data.ids[:_IMAGES]
-    images, labels = data.load(ids)
+    # Evenly spaced: folders of images are sorted by class.
+    images, labels = data.load(_spaced(data.ids, _IMAGES))
     images = images.to(model.log_prior.device)
     z, _ = codes(model, images)
     names = data.facts.class_names
@@ -43,7 +44,13 @@ def pictures_of_model(model: IBINN, data: DatasetSlice) -> Iterator[Picture]:
         yield _components(model, z, labels.to(z.device))
     if model.num_classes >= 3 and fitted_plane(model.means)[1] <= FLAT:
         yield _space(model, z, labels.to(z.device), names)
-    yield _field(model, images[:_FIELD_IMAGES])
+    few, _ = data.load(_spaced(data.ids, _FIELD_IMAGES))
+    yield _field(model, few.to(model.log_prior.device))
+
+
+def _spaced(ids: Ints, count: int) -> Ints:
+    """At most `count` ids, evenly spaced among all."""
+    return ids[np.linspace(0, len(ids) - 1, min(count, len(ids))).round().astype(int)]
 
 
 @style()

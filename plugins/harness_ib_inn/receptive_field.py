@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -64,10 +65,12 @@ def receptive_field(
 def width_at_half(profile: Tensor) -> float:
     """Full width at half maximum of a cross-section (n,), in pixels, its flanks read off by linear interpolation.
 
-    A flank that does not fall to the half before the image ends counts up to the image's border.
+    A flank that does not fall to the half before the image ends counts up to the image's border. NaN for zeros alone.
     """
     values: list[float] = profile.double().tolist()
     peak = max(range(len(values)), key=values.__getitem__)
+    if values[peak] <= 0:
+        return math.nan
     return _flank(values, peak, 1, values[peak] / 2) + _flank(values, peak, -1, values[peak] / 2)
 
 

@@ -38,6 +38,8 @@ _BATCH = 64
 
 def pictures_of_sample(model: IBINN, sample: ExplainedSample) -> Iterator[Picture]:
     """The decision plane and the evidence maps of the image, and the evidence maps and the way of each attack on it."""
+    if model.num_classes < 2:  # nothing is decided
+        return
     clean, _ = codes(model, sample.x)
     yield _evidence("evidence", "Evidence by place", model, sample, [("as it is", sample.x)])
     yield _plane(model, sample, clean)

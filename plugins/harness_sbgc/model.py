@@ -44,8 +44,10 @@ class Sbgc(nn.Module):
         num_classes: K.
         denoiser: the network with its process.
         files: the files it was built from, for the model's digest.
+        source_modules: where what it computes is written down, for the model's digest.
     """
 
+    source_modules = ("harness_diffusion",)
     stochastic = False
     density_tag = "exact"
 

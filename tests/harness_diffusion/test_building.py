@@ -111,7 +111,7 @@ def test_a_folder_of_diffusers_gives_its_own_answers(architecture: str, tmp_path
     _randomise(theirs)
     theirs.eval().save_pretrained(tmp_path / "net")
     source = find(tmp_path, **foreign(folder="net"), process={"kind": "ddpm"})
-    assert source.files == (tmp_path / "net" / "diffusion_pytorch_model.safetensors",)
+    assert [file.name for file in source.files] == ["diffusion_pytorch_model.safetensors", "config.json"]
     denoiser = source.make()
     x, y, k = torch.randn(2, 1, 8, 8), torch.tensor([2, 0]), torch.tensor([10, 700])
     with torch.no_grad():
@@ -145,6 +145,7 @@ def test_the_librarys_label_dropout_is_off(tmp_path: Path) -> None:
         ({"checkpoint": "other.safetensors"}, "other.safetensors holds no denoiser \\(model 'torch' wrote it\\)"),
         ({"checkpoint": "plain.safetensors"}, "plain.safetensors holds no denoiser \\(the harness did not write it\\)"),
         ({"checkpoint": "rgb.safetensors"}, r"is for images of shape \(3, 8, 8\), those of 'tiny' are \(1, 8, 8\)"),
+        ({"checkpoint": "deep.safetensors"}, "is of images of 256 grey levels, those of 'tiny' have"),
         ({"checkpoint": "two.safetensors"}, "knows 2 classes, 'tiny' has 3"),
         ({"checkpoint": "small.safetensors", "parameterisation": "v"}, "was made with another `parameterisation`"),
         (
@@ -169,6 +170,7 @@ def test_what_cannot_be_built_is_one_line(options: dict[str, Any], message: str,
     checkpoints.save(tmp_path / "other.safetensors", {"w": torch.zeros(1)}, {"plugin": "torch"})
     checkpoints.save(tmp_path / "plain.safetensors", {"w": torch.zeros(1)}, {})
     write(tmp_path, find(tmp_path, replace(FACTS, shape=(3, 8, 8)), **SMALL), "rgb.safetensors")
+    write(tmp_path, find(tmp_path, replace(FACTS, levels=256), **SMALL), "deep.safetensors")
     write(tmp_path, find(tmp_path, replace(FACTS, class_names=("a", "b")), **SMALL), "two.safetensors")
     notes = {"denoiser": note(small.blueprint)}
     odd = {"denoiser": {**notes["denoiser"], "process": {"kind": "vp", "beta": 1}}}

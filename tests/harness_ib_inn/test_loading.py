@@ -30,7 +30,7 @@ def make(shape: tuple[int, int, int] = (1, 8, 8), folder: Path | None = None, **
         (
             {"layout": "digits"},
             (1, 28, 28),
-            "layout digits takes images of 1 x 8 x 8, these are 1 x 28 x 28; set crops",
+            "layout digits takes images of 1 x 8 x 8, these are 1 x 28 x 28; choose another layout, or judge a part",
         ),
         ({"layout": "digits"}, (3, 8, 8), "takes images of 1 x 8 x 8, these are 3 x 8 x 8; choose another layout"),
         ({"layout": "mnist"}, (1, 8, 8), "layout mnist takes images of 1 x 28 x 28, these are 1 x 8 x 8; choose"),
@@ -105,10 +105,12 @@ def test_a_checkpoint_brings_its_mixing_classes_and_levels(tmp_path: Path) -> No
     header = {"plugin": "ib-inn", "classes": list(data.facts.class_names)}
     session = FitSession(tmp_path / "a.safetensors", header, 3, lambda *_: None)
     model.fit(data, FitRecipe(epochs=1), session)
-    again = make(folder=tmp_path, checkpoint="a.safetensors")
+    again = build(IBINNOptions(checkpoint="a.safetensors"), context)
     assert again.mixing == "permutation"
     assert again.num_classes == 3
     assert int(again.levels) == 5
+    with pytest.raises(HarnessError, match="is of images of 5 grey levels, those of 'synthetic' have 17"):
+        make(folder=tmp_path, checkpoint="a.safetensors")
     assert again.files == (tmp_path / "a.safetensors",)
     x, _ = data.load(data.ids)
     assert torch.equal(again.log_prob(x), model.log_prob(x))

@@ -6,13 +6,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
 from harness.checkpoints import load, read_header
-from harness.cli.fit import command
+from harness.cli.fit import _started_from, command
 from harness.errors import ExitCode, HarnessError
 
 PLUGIN = '''
@@ -219,6 +220,16 @@ def test_a_finished_training_is_not_repeated_and_another_not_overwritten(folder:
     assert "recipe differ" in refused(folder, "--set", "epochs=5")
     assert "seed differ" in refused(folder, "--seed", "1")
     assert fitted(folder, "--fresh", "--set", "epochs=5")["recipe"]["epochs"] == 5
+
+
+def test_what_training_starts_from_is_told_apart_by_its_bytes(tmp_path: Path) -> None:
+    start = tmp_path / "start.safetensors"
+    start.write_bytes(b"one")
+    before = _started_from(SimpleNamespace(files=(start,)))
+    start.write_bytes(b"two")
+    assert before["started_from"].keys() == {"start.safetensors"}
+    assert _started_from(SimpleNamespace(files=(start,))) != before
+    assert _started_from(SimpleNamespace(files=())) == _started_from(object()) == {}
 
 
 def test_an_unfinished_training_of_another_recipe_is_not_thrown_away(folder: Path) -> None:

@@ -20,6 +20,7 @@ from PIL import Image
 from harness.errors import HarnessError, StoreError
 from harness.events import RunFinished
 from harness.explanations import Picture, write_pictures
+from harness.report import svg
 from harness.report.explanations import made_of
 from harness.report.html import HtmlReporter, write_report
 from harness.report.plots import panels
@@ -159,7 +160,7 @@ def test_run_facts_are_there(runs: Any) -> None:
 
 def test_the_plot_takes_its_colours_from_the_page(runs: Any) -> None:
     page = page_of(write_report(runs.release()))
-    (plot,) = [svg for svg in page.of("svg") if svg.get("class") == "plot"]
+    (plot,) = [drawn for drawn in page.of("svg") if drawn.get("class") == "plot"]
     assert plot["aria-label"] == "Robust accuracy against eps for 2 models"
     (style,) = page.styles
     assert "var(--series-0)" in style
@@ -176,7 +177,7 @@ def test_no_plot_without_two_eps(runs: Any) -> None:
     run = runs.write([runs.attack_cell("plain", "0.1", 0.5), runs.attack_cell("other", "0.2", 0.5)])
     page = page_of(write_report(run))
     assert "against eps" not in page.text
-    assert not [svg for svg in page.of("svg") if svg.get("class") == "plot"]
+    assert not [drawn for drawn in page.of("svg") if drawn.get("class") == "plot"]
 
 
 def likelihood_cell(runs: Any, model: str, bits: float, **more: Any) -> Any:
@@ -187,7 +188,7 @@ def likelihood_cell(runs: Any, model: str, bits: float, **more: Any) -> Any:
 def test_accuracy_is_drawn_against_likelihood_where_two_models_have_both(runs: Any) -> None:
     cells = [likelihood_cell(runs, f"beta{i}", 2.0 + i) for i in range(3)]
     page = page_of(write_report(runs.write(cells)))
-    (plot,) = [svg for svg in page.of("svg") if svg.get("class") == "plot"]
+    (plot,) = [drawn for drawn in page.of("svg") if drawn.get("class") == "plot"]
     assert plot["aria-label"] == "Accuracy against bits per dimension for 3 models"
     assert "var(--series-2)" in page.styles[0]
     (scatter,) = scatters(cells)
@@ -201,6 +202,10 @@ def test_no_trade_off_of_one_model_or_of_two_data_sets(runs: Any) -> None:
     failed = likelihood_cell(runs, "d", 3.0, status="failed")
     assert scatters([*cells, failed]) == []
     assert "against likelihood" not in page_of(write_report(runs.write(cells))).text
+
+
+def test_no_two_of_64_models_look_alike() -> None:
+    assert len({svg.style_of(index) for index in range(64)}) == 64
 
 
 def test_panels_keep_attacks_apart_and_order_eps_by_size(runs: Any) -> None:
@@ -259,7 +264,7 @@ def test_hostile_names_are_shown_as_text(runs: Any) -> None:
         assert page.text.count(part) >= 10, part
     assert "y" * 4000 in page.text
     assert not re.search("[\u202a-\u202e\u2066-\u2069\x00\x1b]", page.text)
-    assert [svg for svg in page.of("svg") if svg.get("class") == "plot"]
+    assert [drawn for drawn in page.of("svg") if drawn.get("class") == "plot"]
 
 
 def test_equal_input_gives_equal_pages(runs: Any) -> None:
