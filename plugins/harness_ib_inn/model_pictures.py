@@ -50,7 +50,8 @@ def pictures_of_model(model: IBINN, data: DatasetSlice) -> Iterator[Picture]:
 
 def _spaced(ids: Ints, count: int) -> Ints:
     """At most `count` ids, evenly spaced among all."""
-    return ids[np.linspace(0, len(ids) - 1, min(count, len(ids))).round().astype(int)]
+    chosen: Ints = ids[np.linspace(0, len(ids) - 1, min(count, len(ids))).round().astype(np.int64)]
+    return chosen
 
 
 @style()
