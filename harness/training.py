@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,9 @@ from harness.errors import StoreError
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.optim import Optimizer
+
+    from harness.datasets import Ints
 
 
 @dataclass
@@ -71,3 +75,40 @@ def _save(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) 
 def _as_json(header: Mapping[str, Any]) -> Any:
     """A header as it comes back from a file: tuples are lists."""
     return json.loads(json.dumps(dict(header)))
+
+
+def in_batches(order: Ints, size: int) -> Iterator[Ints]:
+    """Sample ids in their order, `size` at a time."""
+    for start in range(0, order.size, size):
+        yield order[start : start + size]
+
+
+def seed_of(seed: int, purpose: str, number: int) -> int:
+    """A seed of its own for each purpose and epoch: 63 bits of a hash."""
+    digest = hashlib.blake2b(repr((seed, purpose, number)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def above(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors with names that begin with `prefix`."""
+    return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+
+
+def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those of the tensors whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
+    """What an optimiser remembers of each weight, for `FitSession.save_state`."""
+    entries = optimizer.state_dict()["state"].items()
+    return {f"optimizer.{i}.{name}": v for i, entry in entries for name, v in entry.items() if hasattr(v, "dtype")}
+
+
+def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Give an optimiser back what `optimizer_tensors` took; its options stay as they are."""
+    entries: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in below(tensors, "optimizer.").items():
+        index, _, entry = name.partition(".")
+        entries.setdefault(int(index), {})[entry] = tensor
+    optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -6,10 +6,8 @@ Training of Score-Based Diffusion Models* (likelihood weighting and importance s
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +16,7 @@ from torch import Generator, Tensor
 
 from harness.datasets import DatasetSlice, Ints
 from harness.errors import HarnessError, ModelError
+from harness.training import above, below, optimizer_tensors, restore_optimizer, seed_of
 from harness_diffusion.building import NOTE, Source, holder, note
 from harness_diffusion.denoiser import Denoiser
 from harness_diffusion.options import DenoisingRecipe
@@ -121,13 +120,13 @@ class _Training:
     def epoch(self, number: int) -> float:
         """One pass over the data: the mean loss."""
         device = self.images.device
-        generator = Generator(device).manual_seed(_stream_seed(self.seed, "epoch", number))
-        order = Generator().manual_seed(_stream_seed(self.seed, "order", number))
+        generator = Generator(device).manual_seed(seed_of(self.seed, "epoch", number))
+        order = Generator().manual_seed(seed_of(self.seed, "order", number))
         shuffled = self.images.ids[torch.randperm(len(self.images.ids), generator=order).numpy()]
         self.denoiser.train()
         total = torch.zeros((), dtype=torch.float64, device=device)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(_stream_seed(self.seed, "modules", number))
+            torch.manual_seed(seed_of(self.seed, "modules", number))
             for batch in range(self.batches):
                 chosen = shuffled[batch * self.recipe.batch_size : (batch + 1) * self.recipe.batch_size]
                 loss = self._step(*self.images.load(chosen), generator, number * self.batches + batch)
@@ -176,11 +175,9 @@ class _Training:
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors that the rest of the training depends on."""
-        tensors = {f"network.{name}": tensor for name, tensor in holder(self.denoiser).state_dict().items()}
-        tensors.update({f"average.{index}": tensor for index, tensor in enumerate(self.average)})
-        for index, entries in self.optimizer.state_dict()["state"].items():
-            tensors.update({f"optimizer.{index}.{name}": entry for name, entry in entries.items()})
-        return tensors
+        averages = {str(index): tensor for index, tensor in enumerate(self.average)}
+        network = above(holder(self.denoiser).state_dict(), "network.")
+        return network | above(averages, "average.") | optimizer_tensors(self.optimizer)
 
     def restore(self, session: FitSession) -> tuple[int, float]:
         """Go on from the state of an interrupted run, if there is one: epochs already done, and the last loss."""
@@ -188,14 +185,10 @@ class _Training:
         if found is None:
             return 0, math.nan
         tensors, state = found
-        holder(self.denoiser).load_state_dict(_below(tensors, "network."))
+        holder(self.denoiser).load_state_dict(below(tensors, "network."))
         for index, average in enumerate(self.average):
             average.copy_(tensors[f"average.{index}"])
-        entries: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in _below(tensors, "optimizer.").items():
-            index_text, _, entry = name.partition(".")
-            entries.setdefault(int(index_text), {})[entry] = tensor
-        self.optimizer.load_state_dict({"state": entries, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        restore_optimizer(self.optimizer, tensors)
         return int(state["epochs"]), float(state["loss"])
 
 
@@ -225,13 +218,3 @@ def learning_rate(recipe: DenoisingRecipe, step: int, steps: int) -> float:
     """The learning rate of a step: it rises linearly over the first `warmup` steps and falls to zero on a cosine."""
     rise = min(1.0, (step + 1) / recipe.warmup) if recipe.warmup else 1.0
     return recipe.lr * rise * 0.5 * (1 + math.cos(math.pi * step / steps))
-
-
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _stream_seed(seed: int, purpose: str, number: int) -> int:
-    """A seed of its own for each purpose and epoch: 63 bits of a hash."""
-    digest = hashlib.blake2b(repr((seed, purpose, number)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1

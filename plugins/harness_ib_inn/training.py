@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +10,10 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from harness.datasets import DatasetSlice, Ints
+from harness.datasets import DatasetSlice
 from harness.errors import ModelError
 from harness.models import bits_per_dim
+from harness.training import above, below, in_batches, optimizer_tensors, restore_optimizer, seed_of
 from harness_ib_inn.augmentation import augmented
 from harness_ib_inn.detection import TrainingScores
 from harness_ib_inn.flattening import into_plane, keep_classes
@@ -139,12 +138,12 @@ def _epoch(
     model: IBINN, data: DatasetSlice, recipe: FitRecipe, optimizer: torch.optim.Optimizer, seed: int, epoch: int
 ) -> dict[str, float]:
     """One pass over the data: the means of the losses and of the accuracy, on the images as they came."""
-    generator = Generator().manual_seed(_stream_seed(seed, "epoch", epoch))
+    generator = Generator().manual_seed(seed_of(seed, "epoch", epoch))
     order = data.ids[torch.randperm(data.ids.size, generator=generator).numpy()]
     batches = math.ceil(order.size / recipe.batch_size)
     total = {"loss": 0.0, "l_x": 0.0, "l_y": 0.0, "accuracy": 0.0}
     model.train()
-    for number, chosen in enumerate(_batches(order, recipe.batch_size)):
+    for number, chosen in enumerate(in_batches(order, recipe.batch_size)):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(recipe, (epoch + number / batches) / recipe.epochs)
         x, y = data.load(chosen)
@@ -170,7 +169,7 @@ def _finish(model: IBINN, data: DatasetSlice) -> dict[str, Any]:
     """Score the training images with the finished model, for its detectors; what to write down about it."""
     log_prob, right = [], 0
     with torch.no_grad():
-        for chosen in _batches(data.ids, _EVALUATION_BATCH):
+        for chosen in in_batches(data.ids, _EVALUATION_BATCH):
             x, y = data.load(chosen)
             x = x.to(model.noise.device)
             scores = model.class_log_prob(x) + model.log_prior
@@ -187,11 +186,6 @@ def _finish(model: IBINN, data: DatasetSlice) -> dict[str, Any]:
     }
 
 
-def _batches(order: Ints, size: int) -> Iterator[Ints]:
-    for start in range(0, order.size, size):
-        yield order[start : start + size]
-
-
 def _optimizer(model: IBINN, recipe: FitRecipe) -> torch.optim.Optimizer:
     """Weight decay is for the subnetworks' matrices: scales and class means have no business at zero."""
     decayed = [p for name, p in model.named_parameters() if p.ndim > 1 and ".subnetwork." in name]
@@ -206,10 +200,7 @@ def _optimizer(model: IBINN, recipe: FitRecipe) -> torch.optim.Optimizer:
 
 
 def _state_tensors(model: IBINN, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    for index, entries in optimizer.state_dict()["state"].items():
-        tensors.update({f"optimizer.{index}.{name}": v for name, v in entries.items() if isinstance(v, Tensor)})
-    return tensors
+    return above(model.state_dict(), "model.") | optimizer_tensors(optimizer)
 
 
 def _restore(model: IBINN, optimizer: torch.optim.Optimizer, session: FitSession) -> tuple[int, dict[str, float]]:
@@ -218,20 +209,6 @@ def _restore(model: IBINN, optimizer: torch.optim.Optimizer, session: FitSession
     if found is None:
         return 0, {}
     tensors, state = found
-    model.load_state_dict(_below(tensors, "model."))
-    entries: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in _below(tensors, "optimizer.").items():
-        index, _, entry = name.partition(".")
-        entries.setdefault(int(index), {})[entry] = tensor
-    optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+    model.load_state_dict(below(tensors, "model."))
+    restore_optimizer(optimizer, tensors)
     return int(state["epochs"]), dict(state["last"])
-
-
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _stream_seed(seed: int, purpose: str, number: int) -> int:
-    """A seed of its own for each purpose and epoch: 63 bits of a hash."""
-    digest = hashlib.blake2b(repr((seed, purpose, number)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1

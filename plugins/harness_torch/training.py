@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +13,7 @@ from torch.nn import functional as F
 
 from harness.datasets import DatasetSlice, Ints
 from harness.errors import HarnessError, ModelError
+from harness.training import above, below, in_batches, optimizer_tensors, restore_optimizer, seed_of
 from harness_torch.adversary import perturb
 from harness_torch.options import FitRecipe
 
@@ -124,13 +123,13 @@ def _epoch(
 ) -> tuple[float, float]:
     """One pass over the data: mean loss, and accuracy on the images trained on (augmented, attacked) as they came."""
     device = torch.device(next(model.parameters()).device)
-    generator = Generator().manual_seed(_stream_seed(seed, "epoch", epoch))
+    generator = Generator().manual_seed(seed_of(seed, "epoch", epoch))
     order = ids[torch.randperm(ids.size, generator=generator).numpy()]
     batches = math.ceil(ids.size / recipe.batch_size)
     total, right = 0.0, 0
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(_stream_seed(seed, "modules", epoch))
-        for number, chosen in enumerate(_batches(order, recipe.batch_size)):
+        torch.manual_seed(seed_of(seed, "modules", epoch))
+        for number, chosen in enumerate(in_batches(order, recipe.batch_size)):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, (epoch + number / batches) / recipe.epochs)
             x, y = data.load(chosen)
@@ -156,18 +155,13 @@ def _augmented(x: Tensor, recipe: FitRecipe, generator: Generator) -> Tensor:
     return flipped(x, generator) if recipe.flip else x
 
 
-def _batches(order: Ints, size: int) -> Iterator[Ints]:
-    for start in range(0, order.size, size):
-        yield order[start : start + size]
-
-
 def _split(ids: Ints, share: float, seed: int) -> Split:
     held_out = round(ids.size * share)
     if ids.size - held_out < 1:
         raise HarnessError(f"training needs images: {ids.size} in the data set, {held_out} of them held out")
     if not held_out:
         return Split(ids, ids[:0])
-    generator = Generator().manual_seed(_stream_seed(seed, "validation", 0))
+    generator = Generator().manual_seed(seed_of(seed, "validation", 0))
     order = torch.randperm(ids.size, generator=generator).numpy()
     return Split(np.sort(ids[order[held_out:]]), np.sort(ids[order[:held_out]]))
 
@@ -197,10 +191,7 @@ def _optimizer(module: nn.Module, recipe: FitRecipe) -> torch.optim.Optimizer:
 
 
 def _state_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    tensors = {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
-    for index, entries in optimizer.state_dict()["state"].items():
-        tensors.update({f"optimizer.{index}.{name}": v for name, v in entries.items() if isinstance(v, Tensor)})
-    return tensors
+    return above(module.state_dict(), "module.") | optimizer_tensors(optimizer)
 
 
 def _restore(module: nn.Module, optimizer: torch.optim.Optimizer, session: FitSession) -> int:
@@ -209,20 +200,6 @@ def _restore(module: nn.Module, optimizer: torch.optim.Optimizer, session: FitSe
     if found is None:
         return 0
     tensors, state = found
-    module.load_state_dict(_below(tensors, "module."))
-    entries: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in _below(tensors, "optimizer.").items():
-        index, _, entry = name.partition(".")
-        entries.setdefault(int(index), {})[entry] = tensor
-    optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+    module.load_state_dict(below(tensors, "module."))
+    restore_optimizer(optimizer, tensors)
     return int(state["epochs"])
-
-
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _stream_seed(seed: int, purpose: str, number: int) -> int:
-    """A seed of its own for each purpose and epoch: 63 bits of a hash."""
-    digest = hashlib.blake2b(repr((seed, purpose, number)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
